@@ -1,0 +1,274 @@
+"""Weights that describe themselves: safetensors with configuration and provenance in the header, told apart by keys and shapes.
+
+The header holds one key, `mindedit`, a JSON object: format, component, class, config, recipe, seed, steps, data, score, commit.
+Nothing here reads a pickle, and no file is judged by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+METADATA_KEY = "mindedit"
+FORMAT = 1
+INDEX_SUFFIX = ".safetensors.index.json"
+
+
+class CheckpointError(ValueError):
+    """A weights file that is missing, damaged or of another kind: what was found, what is needed, where it goes."""
+
+
+# Writing -------------------------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> Path:
+    """Write tensors and metadata so that the file is either the old one or the complete new one, never a part.
+
+    Tensors that share memory (tied weights) are written once; `load_strict` knows them by the module's own ties.
+    dtype: floating tensors are stored in it. Raises ValueError if a number would become infinite.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = {key: _stored(key, tensor, dtype) for key, tensor in _without_ties(tensors).items()}
+    header = {METADATA_KEY: json.dumps({"format": FORMAT, **metadata}, sort_keys=True), "format": "pt"}
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file(stored, part, metadata=header)
+        os.replace(part, path)
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
+    return path
+
+
+def _without_ties(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    seen: set[tuple] = set()
+    kept = {}
+    for key, tensor in tensors.items():
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() == 0 or place not in seen:
+            kept[key] = tensor
+        seen.add(place)
+    return kept
+
+
+def _stored(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    tensor = tensor.detach().cpu()
+    if dtype is None or not tensor.is_floating_point():
+        return tensor.clone(memory_format=torch.contiguous_format)
+    cast = tensor.to(dtype, copy=True).contiguous()
+    if torch.isinf(cast).any() and not torch.isinf(tensor).any():
+        raise ValueError(
+            f"{key} has values up to {tensor.abs().max():.3g}, which {dtype} cannot hold; keep it in float32"
+        )
+    return cast
+
+
+# Reading -------------------------------------------------------------------------------------------------------------------------
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The JSON under `mindedit` in the header; {} for a file of somebody else's."""
+    with _opened(Path(path)) as file:
+        text = (file.metadata() or {}).get(METADATA_KEY)
+    if text is None:
+        return {}
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"{path} has unreadable metadata under {METADATA_KEY!r} ({error}); write it again or fetch a fresh copy"
+        ) from error
+
+
+def load_tensors(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
+    """All tensors whose key starts with `prefix`, the prefix removed.
+
+    path: one .safetensors file, or a folder in the published layouts (one file, or shards with an index).
+    """
+    found: dict[str, Tensor] = {}
+    for file_path in weight_files(path):
+        with _opened(file_path) as file:
+            found.update({key[len(prefix) :]: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)})
+    return found
+
+
+def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of every tensor, from the headers alone."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file_path in weight_files(path):
+        with _opened(file_path) as file:
+            shapes.update({key: tuple(file.get_slice(key).get_shape()) for key in file.keys()})
+    return shapes
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """The safetensors files that `path` (a file, or a folder of shards) stands for, every one of them present.
+
+    Raises CheckpointError naming the missing file or the missing shards.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise CheckpointError(
+            f"no weights at {path}: neither file nor folder; put a .safetensors file or a model folder there"
+        )
+    indices = sorted(path.glob(f"*{INDEX_SUFFIX}"))
+    return _shards(path, indices[0]) if indices else _single_file(path)
+
+
+def _single_file(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return files
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+    raise CheckpointError(
+        f"{folder} must hold one .safetensors file, or shards with their *{INDEX_SUFFIX}; found {found}. "
+        "Fetch the missing file into that folder (a .bin is converted by `mindedit convert`)"
+    )
+
+
+def _shards(folder: Path, index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a weight index ({error!r}); fetch it again") from error
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of {len(names)} shards named in {index.name}, first: {missing[0]}; fetch them into that folder"
+        )
+    return [folder / name for name in names]
+
+
+@contextmanager
+def _opened(path: Path):
+    if not path.is_file():
+        raise CheckpointError(f"no weights file at {path}; put it there")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is not a complete safetensors file: {error}; "
+            "it is truncated or of another format, fetch it again"
+        ) from error
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
+    """Put `tensors` into `module`, every key and every shape accounted for; values are cast to the module's dtype.
+
+    Keys that the module ties to a loaded one may be absent. Raises CheckpointError, with `name`, for any other difference.
+    """
+    own = module.state_dict(keep_vars=True)
+    missing = [key for key in own if key not in tensors and not _is_tied(key, own, tensors)]
+    unexpected = [key for key in tensors if key not in own]
+    if missing or unexpected:
+        raise CheckpointError(_difference(name, missing, unexpected, len(own)))
+    if wrong := [key for key, tensor in tensors.items() if tensor.shape != own[key].shape]:
+        key = wrong[0]
+        raise CheckpointError(
+            f"checkpoint {name} has {len(wrong)} tensors of another size, first: {key} is {tuple(tensors[key].shape)}, "
+            f"needed {tuple(own[key].shape)}; it belongs to a model of another configuration"
+        )
+    module.load_state_dict(dict(tensors), strict=False)
+    return module
+
+
+def _is_tied(key: str, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:
+    return any(own[other] is own[key] for other in tensors if other in own)
+
+
+def _difference(name: str, missing: list[str], unexpected: list[str], total: int) -> str:
+    parts = []
+    if missing:
+        parts.append(f"lacks {len(missing)} of {total} keys, first: {missing[0]}")
+    if unexpected:
+        parts.append(f"has {len(unexpected)} keys too many, first: {unexpected[0]}")
+    return f"checkpoint {name} {' and '.join(parts)}; was it made for another model, or by an older version?"
+
+
+# Telling kinds apart -------------------------------------------------------------------------------------------------------------
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _is_unet(shapes: Shapes) -> bool:
+    return "conv_in.weight" in shapes and "conv_out.weight" in shapes and _any(shapes, "down_blocks.")
+
+
+def _input_channels(shapes: Shapes) -> tuple[int, int]:
+    return shapes["conv_in.weight"][1], shapes["conv_out.weight"][0]
+
+
+def _any(shapes: Shapes, *prefixes: str) -> bool:
+    return all(any(key.startswith(prefix) for key in shapes) for prefix in prefixes)
+
+
+def _has(shapes: Shapes, *keys: str) -> bool:
+    return all(key in shapes for key in keys)
+
+
+# The first match wins; each line is the smallest set of keys that no other kind has.
+KINDS: dict[str, Callable[[Shapes], bool]] = {
+    "mind_edit": lambda s: (
+        _any(s, "vision_head.") or (_any(s, "lora.") and any(key.endswith(".lora_A.weight") for key in s))
+    ),
+    "ip_adapter_faceid": lambda s: _has(s, "ip_adapter.0.to_q_lora.down.weight"),
+    "ip_adapter_full_face": lambda s: _has(s, "image_proj.proj.3.weight"),
+    "ip_adapter_plus": lambda s: _has(s, "image_proj.latents"),
+    "ip_adapter": lambda s: _has(s, "image_proj.proj.weight", "image_proj.norm.weight", "ip_adapter.1.to_k_ip.weight"),
+    "sd_checkpoint": lambda s: _any(s, "model.diffusion_model."),
+    "mllm": lambda s: (
+        _any(s, "model.language_model.", "model.vision_tower.") or _any(s, "language_model.model.", "vision_tower.")
+    ),
+    "unet": lambda s: _is_unet(s) and _input_channels(s)[0] == _input_channels(s)[1],
+    "unet_inpaint": lambda s: _is_unet(s) and _input_channels(s)[0] == 2 * _input_channels(s)[1] + 1,
+    "unet_instruct": lambda s: _is_unet(s) and _input_channels(s)[0] == 2 * _input_channels(s)[1],
+    "autoencoder": lambda s: (
+        _has(s, "encoder.conv_in.weight", "decoder.conv_out.weight")
+        or (_any(s, "encoder.", "decoder.conv_in.") and not _any(s, "down_blocks."))
+    ),
+    "clip": lambda s: _any(s, "text_model.", "vision_model."),
+    "clip_text": lambda s: _any(s, "text_model."),
+    "clip_vision": lambda s: _any(s, "vision_model."),
+}
+
+
+def detect(source: str | Path | Mapping[str, Tensor]) -> str:
+    """What a checkpoint is, by its keys and shapes: one of KINDS. Raises CheckpointError for a stranger."""
+    shapes = {key: tuple(t.shape) for key, t in source.items()} if isinstance(source, Mapping) else read_shapes(source)
+    for kind, matches in KINDS.items():
+        if matches(shapes):
+            return kind
+    where = "these tensors are" if isinstance(source, Mapping) else f"{source} is"
+    raise CheckpointError(
+        f"{where} no kind of checkpoint known here: {_sample(shapes)}; known kinds: {', '.join(KINDS)}"
+    )
+
+
+def require_kind(source: str | Path | Mapping[str, Tensor], *kinds: str, where: str) -> str:
+    """`detect(source)`, which must be one of `kinds`; `where` tells the reader where such a file belongs."""
+    found = detect(source)
+    if found not in kinds:
+        what = "the given tensors" if isinstance(source, Mapping) else str(source)
+        raise CheckpointError(
+            f"{what}: found a checkpoint of kind {found!r}, needed {' or '.join(map(repr, kinds))}; {where}"
+        )
+    return found
+
+
+def _sample(keys: Iterable[str], count: int = 3) -> str:
+    keys = list(keys)
+    return f"{len(keys)} keys, such as {', '.join(keys[:count])}" if keys else "no tensors at all"
