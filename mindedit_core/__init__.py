@@ -1,4 +1,4 @@
-"""MindEdit's headless core. `from mindedit_core import load_system, edit`; nothing heavy is imported until a name is used."""
+"""MindEdit's headless core: `from mindedit_core import load_system, edit`. Nothing heavy is imported until used."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Weights that describe themselves: safetensors with configuration and provenance in the header, told apart by keys and shapes.
+"""Weights that describe themselves: safetensors with config and provenance in the header, told apart by keys, shapes.
 
-The header holds one key, `mindedit`, a JSON object: format, component, class, config, recipe, seed, steps, data, score, commit.
+The header holds a JSON object under `mindedit`: format, component, class, config, recipe, seed, steps, data, score,
+commit.
 Nothing here reads a pickle, and no file is judged by its name.
 """
 
@@ -27,7 +28,7 @@ class CheckpointError(ValueError):
     """A weights file that is missing, damaged or of another kind: what was found, what is needed, where it goes."""
 
 
-# Writing -------------------------------------------------------------------------------------------------------------------------
+# Writing -------------------------------------------------------------------------------------------------------------
 
 
 def save_checkpoint(
@@ -75,7 +76,7 @@ def _stored(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return cast
 
 
-# Reading -------------------------------------------------------------------------------------------------------------------------
+# Reading -------------------------------------------------------------------------------------------------------------
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -147,7 +148,8 @@ def _shards(folder: Path, index: Path) -> list[Path]:
         raise CheckpointError(f"{index} is not a weight index ({error!r}); fetch it again") from error
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} of {len(names)} shards named in {index.name}, first: {missing[0]}; fetch them into that folder"
+            f"{folder} lacks {len(missing)} of {len(names)} shards named in {index.name}, first: {missing[0]}; "
+            "fetch them into that folder"
         )
     return [folder / name for name in names]
 
@@ -169,7 +171,7 @@ def _opened(path: Path):
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
     """Put `tensors` into `module`, every key and every shape accounted for; values are cast to the module's dtype.
 
-    Keys that the module ties to a loaded one may be absent. Raises CheckpointError, with `name`, for any other difference.
+    Keys that the module ties to a loaded one may be absent; any other difference raises CheckpointError with `name`.
     """
     own = module.state_dict(keep_vars=True)
     missing = [key for key in own if key not in tensors and not _is_tied(key, own, tensors)]
@@ -199,7 +201,7 @@ def _difference(name: str, missing: list[str], unexpected: list[str], total: int
     return f"checkpoint {name} {' and '.join(parts)}; was it made for another model, or by an older version?"
 
 
-# Telling kinds apart -------------------------------------------------------------------------------------------------------------
+# Telling kinds apart -------------------------------------------------------------------------------------------------
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -1,17 +1,18 @@
 """What the parts of MindEdit know of each other, and nothing else: frozen dataclasses, four protocols, one check.
 
     plan -> insight -> condition -> picture, as in `pipeline.edit`:
-    T_raw       plan.raw                                   what the user typed
-    T_opt       plan.text                                  MIND-Edit (arXiv 2505.19149): the precise, comma-separated description
-    blueprint   plan.text, plan.sections                   Draw-In-Mind (2509.01986)
-    F_v states  insight.hidden, insight.mask               MLLM states of layer m, last prompt token .. last token fed
+    T_raw       plan.raw                        what the user typed
+    T_opt       plan.text                       MIND-Edit (arXiv 2505.19149): the precise, comma-separated description
+    blueprint   plan.text, plan.sections        Draw-In-Mind (2509.01986)
+    F_v states  insight.hidden, insight.mask    MLLM states of layer m, last prompt token .. last token fed
     v_insight   insight.image_embeds                       MIND-Edit: a CLIP image embedding
-    h, f_src    insight.hidden, insight.vision             InsightEdit (2411.17323): [MM] states, source patches
-    f_txt       condition.text_tokens                      replaces the painter's own text encoding
-    f_img       condition.image_tokens                     decoupled cross-attention, weight lambda = settings.insight_scale
-    v_txt       condition.spatial                          added after conv_in
+    h, f_src    insight.hidden, insight.vision  InsightEdit (2411.17323): [MM] states, source patches
+    f_txt       condition.text_tokens           replaces the painter's own text encoding
+    f_img       condition.image_tokens          decoupled cross-attention, weight lambda = settings.insight_scale
+    v_txt       condition.spatial               added after conv_in
 
-Axes: B batch, L MLLM tokens, P image patches, D MLLM width, T image-embedding tokens, N image tokens, C latent channels, h w latent size.
+Axes: B batch, L MLLM tokens, P image patches, D MLLM width, T image-embedding tokens, N image tokens,
+C latent channels, h w latent size.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class CapturedStates:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What is to be painted. `raw` is the user's wish, `text` what the painter obeys; the rest is what the designer found on the way.
+    """What is to be painted. `raw` is the user's wish, `text` what the painter obeys, the rest what the designer found.
 
     note: what the user has to be told, e.g. that a malformed answer fell back to the raw instruction; "" if nothing.
     """
@@ -102,7 +103,7 @@ class Insight:
 
     hidden: float[B, L, D], mask: bool[B, L]   states, or None when only an embedding is known
     vision: float[B, P, Dv]                    source-image patches
-    image_embeds: float[B, Dc] or float[B, T, Dh]   in the CLIP space named `clip_space`; None: no trained head, the insight is off
+    image_embeds: float[B, Dc] or float[B, T, Dh], in the CLIP space named `clip_space`; None: no trained head
     note: what the user has to be told; "" if nothing
     """
 
@@ -139,7 +140,8 @@ class Condition:
 class PaintSettings:
     """How to paint.
 
-    steps: sampler steps, 1 or more;  guidance_scale: text, 1 is off;  image_guidance_scale: for painters that guide by the source
+    steps: sampler steps, 1 or more;  guidance_scale: text, 1 is off
+    image_guidance_scale: for painters that guide by the source
     insight_scale: lambda, weight of the image tokens, 0 is off;  start, end: fraction of the steps in which they act
     strength: host `denoise` in 0..1, 0 returns the source;  seed: of the fp32 CPU noise
     mask: float[B, H, W] in 0..1, 1 = may change; None: the whole picture;  negative: the text to stay away from
@@ -178,7 +180,7 @@ class PaintSettings:
 
 @runtime_checkable
 class MLLM(Protocol):
-    """Reads picture and text. May also have `clip_space: str | None` and `embed_dim: int | None`: where its head predicts."""
+    """Reads picture and text. May also have `clip_space` and `embed_dim`: where its head predicts, or None."""
 
     mllm_id: str
     hidden_size: int

@@ -1,6 +1,7 @@
 """Tensor shapes and picture layouts, in one place.
 
-A *picture* is float[B, H, W, 3] in 0..1 (as ComfyUI's IMAGE), a *mask* float[B, H, W] in 0..1; models see float[B, 3, H, W] in -1..1.
+A *picture* is float[B, H, W, 3] in 0..1 (as ComfyUI's IMAGE), a *mask* float[B, H, W] in 0..1; models see
+float[B, 3, H, W] in -1..1.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def crop_to(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def fit_mask(mask: Tensor, image: Tensor) -> Tensor:
-    """A mask of any size, float[H, W], float[B, H, W] or float[B, 1, H, W], as float[B, H, W] in 0..1 of the picture's B, H, W.
+    """A mask of any size as float[B, H, W] in 0..1 with the picture's B, H, W.
+
+    mask: float[H, W], float[B, H, W] or float[B, 1, H, W]
 
     Resized bilinearly, as the host does; one mask serves all pictures.
     """
@@ -90,7 +93,7 @@ def fit_mask(mask: Tensor, image: Tensor) -> Tensor:
 
 
 def image_key(image: Tensor) -> str:
-    """A name for what is seen: SHA-256 of the uint8 pixels and their shape. Same pictures, same key, on every device and dtype."""
+    """A name for what is seen: SHA-256 of the uint8 pixels and their shape; the same on every device and dtype."""
     pixels = (image.detach().float().clamp(0.0, 1.0) * 255.0).round().to("cpu", torch.uint8).contiguous()
     digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
     digest.update(pixels.numpy().tobytes())
