@@ -23,16 +23,17 @@ def epsilon_loss(predicted: Tensor, noise: Tensor, weight: Tensor | None = None)
 
 
 def min_snr_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float = 5.0) -> Tensor:
-    """min(SNR, gamma) / SNR, float[B]: the Min-SNR weight of an epsilon loss (arXiv 2303.09556, section 3.4)."""
+    """min(SNR, gamma) / SNR, float[B]: the Min-SNR weight of an epsilon loss (arXiv 2303.09556)."""
     signal = alphas_cumprod.to(timesteps.device)[timesteps].float()
     snr = signal / (1.0 - signal)
     return snr.clamp(max=gamma) / snr
 
 
 def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each label given what stands before it; labels of IGNORE are not counted.
+    """Mean negative log-likelihood of each label given what precedes it; labels of IGNORE do not count.
 
-    logits: float[B, L, V], labels: int[B, L], unshifted: position i predicts label i + 1. 0 when nothing is to be learnt.
+    logits: float[B, L, V], labels: int[B, L], unshifted: position i predicts label i + 1.
+    0 when nothing is to be learnt.
     """
     scores = rearrange(logits[:, :-1].float(), "b l v -> (b l) v")
     targets = rearrange(labels[:, 1:], "b l -> (b l)")

@@ -40,7 +40,7 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     """Structural similarity, float[B], the mean over channels and every full 11 x 11 window.
 
     The Gaussian variant of Wang et al. (2004) without sample correction; equals scikit-image's structural_similarity
-    with gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1. Both sides must be 11 pixels or more.
+    with gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1. Sides: 11 pixels or more.
     """
     _check_pair(image, target)
     if min(image.shape[1:3]) < SSIM_WINDOW:
