@@ -1,12 +1,42 @@
-"""Systems: which parts, sizes and files make a paper's system. One file and one line here make a new one."""
+"""Systems: which parts and which files make a paper's system. One file and one line here make a new one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..contracts import Bridge, Designer, Misfit, MLLM, Painter, require_fit
+from ..contracts import MLLM, Bridge, Designer, Painter, PaintSettings
 from ..registry import lookup
 
 SYSTEMS = {"mini": ".mini:load", "mind_edit": ".mind_edit:load"}
+DESCRIPTION = "system.json"  # what makes a folder a system of full size; see mind_edit.py
+
+
+@dataclass(frozen=True)
+class System:
+    """Parts that fit. settings: the system's own defaults; provenance: file -> metadata of its weights."""
+
+    name: str
+    mllm: MLLM
+    designer: Designer
+    bridge: Bridge
+    painter: Painter
+    settings: PaintSettings = field(default_factory=PaintSettings)
+    provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def load_system(name_or_folder: str | Path) -> System:
+    """A system by its name in SYSTEMS, or from a folder: one with a system.json, or one in the mini's layout.
+
+    Raises ValueError for an unknown name, CheckpointError naming every file that is missing and where it goes.
+    """
+    name = str(name_or_folder)
+    if name in SYSTEMS:
+        return lookup(SYSTEMS, name, __name__, "system")()
+    folder = Path(name_or_folder)
+    if folder.is_dir():
+        kind = "mind_edit" if (folder / DESCRIPTION).is_file() else "mini"
+        return lookup(SYSTEMS, kind, __name__, "system")(folder)
+    raise ValueError(f"unknown system {name!r}; have {', '.join(sorted(SYSTEMS))}, or give the folder of one")

@@ -12,8 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..backbones.lora import Adapter, LoraPair, save_adapter
+from ..backbones.mini_config import mini_config
+from ..backbones.mini_tokenizer import build_tokenizer, save_tokenizer
+from ..backbones.vision_head import VisionHead
+from ..checkpoint import save_checkpoint
+from ..model_files import save_model
+
 LATENT_CHANNELS = 16  # the mini's autoencoder: f16, float[B, 16, h, w]
 PIXELS = 128
+CLIP_SPACE = "tiny-clip"
 CLIP_WIDTH = 24  # of the embedding space; unequal to every other width here, so that a mix-up cannot pass
 TEXT_WIDTH = 32
 IMAGE_TOKENS = 4  # base IP-Adapter
@@ -26,7 +34,7 @@ WORDS += "instruction region image"
 
 def tiny_parts(seed: int = 0) -> dict[str, Any]:
     """{"mllm", "clip", "autoencoder", "unet", "unet_inpaint": modules in eval mode, "ip_adapter": state dict,
-    "tokenizer": PreTrainedTokenizerFast}, float32; the same seed gives the same weights.
+    "mind_edit": Adapter, "tokenizer": PreTrainedTokenizerFast}, float32; the same seed gives the same weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -36,6 +44,7 @@ def tiny_parts(seed: int = 0) -> dict[str, Any]:
         parts["unet"] = tiny_unet(LATENT_CHANNELS)
         parts["unet_inpaint"] = tiny_unet(2 * LATENT_CHANNELS + 1)
         parts["ip_adapter"] = tiny_ip_adapter(parts["unet"])
+        parts["mind_edit"] = tiny_mind_edit(parts["mllm"])
     for part in parts.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
@@ -44,16 +53,12 @@ def tiny_parts(seed: int = 0) -> dict[str, Any]:
 
 def tiny_tokenizer():
     """Byte-level BPE over a few words of the world."""
-    from ..backbones.mini_tokenizer import build_tokenizer
-
     return build_tokenizer([WORDS], vocab_size=512)
 
 
 def tiny_mllm(tokenizer: Any, text_layers: int = 2) -> nn.Module:
     """A LLaVA-OneVision of the mini's shape, narrower and shallower: 126 px tiles cut into 3 x 3 patches."""
     from transformers import LlavaOnevisionForConditionalGeneration
-
-    from ..backbones.mini_config import mini_config
 
     size = {"hidden_size": 36, "intermediate_size": 48, "heads": 3}
     depth = {"text_layers": text_layers, "vision_layers": 1}
@@ -120,41 +125,45 @@ def tiny_ip_adapter(unet: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def tiny_mind_edit(mllm: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A random LoRA on q_proj and v_proj of every text layer, and a VisionHead: tensors and the metadata's config."""
-    from ..backbones.vision_head import VisionHead
-
+def tiny_mind_edit(mllm: nn.Module) -> Adapter:
+    """A random LoRA on q_proj and v_proj of every text layer, and a random VisionHead."""
     text = mllm.config.text_config
-    head_sizes = {"hidden_size": text.hidden_size, "embed_dim": CLIP_WIDTH, "width": 40}
-    head = VisionHead(**head_sizes)
-    tensors = {f"vision_head.{key}": value for key, value in head.state_dict().items()}
-    for name, module in mllm.named_modules():
-        if name.startswith("model.language_model.") and name.endswith(("q_proj", "v_proj")):
-            tensors |= _tiny_lora(name, module)
+    head = VisionHead(text.hidden_size, CLIP_WIDTH, width=40)
     config = {
         "mllm": "tiny",
         "hidden_size": text.hidden_size,
         "num_layers": text.num_hidden_layers,
         "layer": text.num_hidden_layers - 1,
-        "clip_space": {"name": "tiny-clip", "dim": CLIP_WIDTH},
+        "clip_space": {"name": CLIP_SPACE, "dim": CLIP_WIDTH},
         "prompt": "mini",
         "rank": LORA_RANK,
         "alpha": float(LORA_RANK),
-        "vision_head": head_sizes,
+        "vision_head": head.sizes,
     }
-    return tensors, config
+    pairs = {
+        name: LoraPair(*_random_pair(module), float(LORA_RANK))
+        for name, module in mllm.named_modules()
+        if name.startswith("model.language_model.") and name.endswith(("q_proj", "v_proj"))
+    }
+    return Adapter("tiny", config, pairs, head.eval().requires_grad_(False))
 
 
-def _tiny_lora(name: str, module: nn.Linear) -> dict[str, Tensor]:
-    return {
-        f"lora.{name}.lora_A.weight": 0.1 * torch.randn(LORA_RANK, module.in_features),
-        f"lora.{name}.lora_B.weight": 0.1 * torch.randn(module.out_features, LORA_RANK),
-        f"lora.{name}.alpha": torch.tensor(float(LORA_RANK)),
-    }
+def _random_pair(module: nn.Linear) -> tuple[Tensor, Tensor]:
+    return 0.1 * torch.randn(LORA_RANK, module.in_features), 0.1 * torch.randn(module.out_features, LORA_RANK)
 
 
 def save_tiny(folder: str | Path, seed: int = 0, parts: Mapping[str, Any] | None = None) -> Path:
     """Write tiny parts as a complete folder in the mini's layout, fp16 with metadata, for `load_system(folder)`."""
-    from .mini import save_parts
-
-    return save_parts(folder, parts or tiny_parts(seed), {"recipe": "tiny, random", "seed": seed, "data": "none"})
+    folder, parts = Path(folder), parts or tiny_parts(seed)
+    provenance = {"recipe": "tiny, random", "seed": seed, "steps": 0, "data": "none"}
+    for name in ("mllm", "clip", "autoencoder", "unet", "unet_inpaint"):
+        save_model(folder / f"{name}.safetensors", name, parts[name], provenance)
+    adapter = parts["mind_edit"]
+    save_adapter(
+        folder / "mind_edit.safetensors", adapter.pairs, adapter.head, adapter.config, torch.float16, **provenance
+    )
+    space = {"config": {"clip_space": {"name": CLIP_SPACE, "dim": CLIP_WIDTH}}}
+    metadata = {"component": "ip_adapter", "class": "IPAdapter", **space, **provenance}
+    save_checkpoint(folder / "ip_adapter.safetensors", parts["ip_adapter"], metadata, torch.float16)
+    save_tokenizer(parts["tokenizer"], folder / "tokenizer.json")
+    return folder

@@ -1,0 +1,63 @@
+"""A model and its configuration in one safetensors file: the layout of the mini.
+
+The metadata names the class and its config; the tensors are the class's own `state_dict`, fp16. Only the classes of
+MODELS are ever built, so a file cannot choose what code runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .checkpoint import CheckpointError, load_strict, load_tensors, read_metadata, save_checkpoint
+from .registry import lookup
+
+MODELS = {
+    "AutoencoderDC": "diffusers:AutoencoderDC",
+    "AutoencoderKL": "diffusers:AutoencoderKL",
+    "CLIPModel": "transformers:CLIPModel",
+    "LlavaOnevisionForConditionalGeneration": "transformers:LlavaOnevisionForConditionalGeneration",
+    "UNet2DConditionModel": "diffusers:UNet2DConditionModel",
+}
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """The configuration of a transformers or diffusers model as plain JSON values."""
+    config = model.config
+    return json.loads(config.to_json_string(use_diff=False)) if hasattr(config, "to_json_string") else _plain(config)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps({key: value for key, value in config.items() if not key.startswith("_")}))
+
+
+def save_model(path: str | Path, component: str, model: nn.Module, provenance: Mapping[str, Any]) -> Path:
+    """Write `model` in fp16. provenance: recipe, seed, steps, data, score, commit (those that are known)."""
+    metadata = {"component": component, "class": type(model).__name__, "config": config_of(model), **provenance}
+    return save_checkpoint(path, model.state_dict(), metadata, dtype=torch.float16)
+
+
+def build_model(metadata: Mapping[str, Any], name: str) -> nn.Module:
+    """A model with random weights, as `metadata` describes it; `name` is for the error message."""
+    if not {"class", "config"} <= set(metadata):
+        raise CheckpointError(
+            f"{name} does not say what it is (metadata has {', '.join(sorted(metadata)) or 'nothing'}, needed: class "
+            "and config); it was not written by MindEdit's recipes, put the shipped file back"
+        )
+    model_class = lookup(MODELS, metadata["class"], "", "model class")
+    if hasattr(model_class, "config_class"):
+        return model_class(model_class.config_class.from_dict(dict(metadata["config"])))
+    return model_class.from_config(dict(metadata["config"]))
+
+
+def load_model(path: str | Path) -> nn.Module:
+    """The model in `path` in float32, in eval mode and frozen, its numbers exactly the stored ones."""
+    with torch.random.fork_rng(devices=[]):  # building draws random weights that are overwritten at once
+        model = build_model(read_metadata(path), str(path))
+    load_strict(model, load_tensors(path), str(path))
+    return model.eval().requires_grad_(False)

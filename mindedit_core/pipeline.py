@@ -1,0 +1,103 @@
+"""The path: picture and wish -> plan -> insight -> condition -> picture. The graph in ComfyUI says the same, node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .contracts import STREAMS, Condition, Insight, PaintSettings, Plan, require_fit
+from .tensors import to_rgb
+
+STREAM_TENSORS = (*STREAMS, "text_mask", "negative_image_tokens")
+
+
+@dataclass(frozen=True, eq=False)
+class EditResult:
+    """image: float[B, H, W, 3] in 0..1;  plans, insights: one a picture, and `plan`, `insight` those of the first."""
+
+    image: Tensor
+    plans: tuple[Plan, ...]
+    insights: tuple[Insight, ...]
+
+    @property
+    def plan(self) -> Plan:
+        return self.plans[0]
+
+    @property
+    def insight(self) -> Insight:
+        return self.insights[0]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user has to be told about the plans and insights, each once."""
+        said = [part.note for part in (*self.plans, *self.insights) if part.note]
+        return tuple(dict.fromkeys(said))
+
+
+def edit(
+    system: Any,
+    image: Tensor,
+    instruction: str | Sequence[str],
+    settings: PaintSettings | None = None,
+    *,
+    design: Mapping[str, Any] | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> EditResult:
+    """Edit each picture as its instruction says.
+
+    system: of `load_system`, or anything with mllm, designer, bridge and painter;  image: float[B, H, W, 1 | 3 | 4] in 0..1
+    instruction: one for all pictures, or one each;  settings: None takes the system's own
+    design: options of the designer, such as max_new_tokens, temperature, on_token;  on_plan: each plan as soon as it is there
+    Raises Misfit before anything slow runs, ValueError for what cannot be an instruction, Interrupted when asked to stop.
+    """
+    require_fit(system.mllm, system.bridge, system.painter)
+    settings = settings or getattr(system, "settings", None) or PaintSettings()
+    image = to_rgb(image)
+    options = {"should_stop": should_stop, **(design or {})}
+    plans, insights = [], []
+    for picture, wish in zip(image.split(1), _one_each(instruction, len(image)), strict=True):
+        plans.append(system.designer.design(picture, wish, **options))
+        if on_plan is not None:
+            on_plan(plans[-1])
+        insights.append(system.mllm.encode(picture, plans[-1]))
+    condition = join_conditions([system.bridge(insight) for insight in insights])
+    callbacks = {"on_step": on_step, "should_stop": should_stop, "on_note": on_note}
+    return EditResult(
+        system.painter.paint(image, plans, condition, settings, **callbacks), tuple(plans), tuple(insights)
+    )
+
+
+def _one_each(instruction: str | Sequence[str], batch: int) -> list[str]:
+    if isinstance(instruction, str):
+        return [instruction] * batch
+    if len(instruction) != batch:
+        raise ValueError(f"instructions must be one, or one for each of the {batch} pictures, got {len(instruction)}")
+    return list(instruction)
+
+
+def join_conditions(conditions: Sequence[Condition]) -> Condition:
+    """One condition for a batch. Raises ValueError unless every picture has the same streams, of the same length."""
+    if len({condition.streams for condition in conditions}) != 1:
+        raise ValueError(
+            "pictures of one batch need the same streams, got "
+            f"{' and '.join(str(sorted(condition.streams)) for condition in conditions)}; edit them one by one"
+        )
+    return Condition(**{name: _joined(name, conditions) for name in STREAM_TENSORS})
+
+
+def _joined(name: str, conditions: Sequence[Condition]) -> Tensor | None:
+    tensors = [getattr(condition, name) for condition in conditions]
+    if any(tensor is None for tensor in tensors):
+        return None
+    if len({tensor.shape[1:] for tensor in tensors}) != 1:
+        raise ValueError(
+            f"{name} of one batch must be of one shape, got {[tuple(t.shape) for t in tensors]}; edit one by one"
+        )
+    return torch.cat(tensors)
