@@ -1,0 +1,138 @@
+"""Draws scenes and edits from a seed: the same seed and version give the same sample for ever."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .draw import edit_mask, render
+from .edits import OPERATIONS, Edit
+from .grammar import caption, changed_slots, describe_change
+from .graph import BACKGROUNDS, COLOURS, EVALUATION_SEEDS, KINDS, OFFSETS, SIZES, VERSION, Scene, Thing, box_of
+
+THEN = ", then "
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One editing example. Pictures are drawn when first asked for."""
+
+    source: Scene
+    target: Scene
+    instruction: str  # T_raw: vague, needs the picture
+    optimized: str  # T_opt: precise
+    operations: tuple[str, ...]
+
+    @property
+    def operation(self) -> str:
+        return self.operations[0] if len(self.operations) == 1 else "program"
+
+    @cached_property
+    def source_image(self) -> np.ndarray:
+        return render(self.source)
+
+    @cached_property
+    def target_image(self) -> np.ndarray:
+        return render(self.target)
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        return edit_mask(self.source, self.target)
+
+    @property
+    def source_caption(self) -> str:
+        return caption(self.source)
+
+    @property
+    def target_caption(self) -> str:
+        return caption(self.target)
+
+    @property
+    def regions(self) -> tuple:
+        """Where the edit happens: boxes (x0, y0, x1, y1) in 0..1000 of changed slots, and "background" if it changes."""
+        boxes = []
+        for slot in changed_slots(self.source, self.target):
+            things = [thing for thing in (self.source.at(slot), self.target.at(slot)) if thing]
+            corners = np.array([box_of(thing) for thing in things])
+            x0, y0, x1, y1 = *corners.min(0)[:2], *corners.max(0)[2:]
+            boxes.append(tuple(round(1000 * int(value) / 128) for value in (x0, y0, x1, y1)))
+        return (*boxes, *(["background"] if self.source.background != self.target.background else []))
+
+
+def draw_thing(random: np.random.Generator, slot: int, colour: str | None = None) -> Thing:
+    size = str(random.choice(SIZES))
+    offset = tuple(int(value) for value in random.choice(OFFSETS[size], 2))
+    return Thing(slot, str(random.choice(KINDS)), colour or str(random.choice(COLOURS)), size, offset)
+
+
+def draw_scene(random: np.random.Generator) -> Scene:
+    """1 to 5 things; one scene in five has one colour for all things but one, so that there is an odd one out."""
+    count = int(random.integers(1, 6))
+    slots = [int(slot) for slot in random.choice(9, count, replace=False)]
+    colours: list[str | None] = [None] * count
+    if count >= 3 and random.random() < 0.2:
+        shared, odd = (str(colour) for colour in random.choice(COLOURS, 2, replace=False))
+        colours = [odd, *[shared] * (count - 1)]
+    things = [draw_thing(random, slot, colour) for slot, colour in zip(slots, colours)]
+    return Scene(str(random.choice(BACKGROUNDS)), tuple(things))
+
+
+def draw_edit(random: np.random.Generator, scene: Scene, operation: str) -> tuple[str, Scene] | None:
+    """One instruction of this operation: its wording first, so that rare wordings are heard as often as common ones."""
+    by_wording: dict[str, list[Edit]] = {}
+    for edit in OPERATIONS[operation](scene):
+        by_wording.setdefault(edit.wording, []).append(edit)
+    if not by_wording:
+        return None
+    edits = by_wording[sorted(by_wording)[random.integers(len(by_wording))]]
+    edit = edits[random.integers(len(edits))]
+    return edit.instruction, jittered(random, scene, edit.outcome())
+
+
+def jittered(random: np.random.Generator, before: Scene, after: Scene) -> Scene:
+    """Things that are new in their slot get jitter of their own."""
+    for thing in after.things:
+        if before.at(thing.slot) is None:
+            offset = tuple(int(value) for value in random.choice(OFFSETS[thing.size], 2))
+            after = after.put(Thing(thing.slot, thing.kind, thing.colour, thing.size, offset))
+    return after
+
+
+def draw_program(random: np.random.Generator, source: Scene, operations: list[str]) -> tuple[str, Scene] | None:
+    words, scene = [], source
+    for operation in operations:
+        edit = draw_edit(random, scene, operation)
+        if edit is None:
+            return None
+        words.append(edit[0])
+        scene = edit[1]
+    changes = len(changed_slots(source, scene)) + (source.background != scene.background)
+    return (THEN.join(words), scene) if changes >= min(len(operations), 2) else None
+
+
+def sample(seed: int, *, version: int = VERSION, operation: str | None = None, steps: int = 1) -> Sample:
+    """Sample number `seed` of the world.
+
+    seed: training below 2**31, evaluation from there on; the two share no scene graph.
+    operation: one of OPERATIONS; equally frequent if not given. steps: 1, or 2 to 4 for a program of different operations.
+    Raises ValueError for an unknown version or operation, or another number of steps.
+    """
+    if version != VERSION:
+        raise ValueError(f"the world has version {VERSION}, got {version}; use that one")
+    if operation not in (None, *OPERATIONS) or steps not in ((1,) if operation else (1, 2, 3, 4)):
+        raise ValueError(f"either operation is one of {', '.join(OPERATIONS)}, or steps is 1 to 4, got {operation}, {steps}")
+    random = np.random.default_rng([version, seed])
+    mine = seed >= EVALUATION_SEEDS
+    names = [str(name) for name in random.choice(list(OPERATIONS), steps, replace=False)]
+    operations = [operation] if operation else names
+    while True:
+        source = draw_scene(random)
+        if source.for_evaluation != mine:
+            continue
+        for _ in range(6):
+            edit = draw_program(random, source, operations)
+            if edit and edit[1].for_evaluation == mine:
+                optimized = describe_change(source, edit[1])
+                return Sample(source, edit[1], edit[0], optimized, tuple(operations))
