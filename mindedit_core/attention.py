@@ -1,9 +1,10 @@
-"""Decoupled cross-attention (IP-Adapter, arXiv 2308.06721, eq. 5): Z = Attn(Q, K_txt, V_txt) + lambda * Attn(Q, K_ip, V_ip).
+"""Decoupled cross-attention: Z = Attn(Q, K_txt, V_txt) + lambda * Attn(Q, K_ip, V_ip) (IP-Adapter, arXiv 2308.06721).
 
-The same functions serve diffusers' attention processor (bridges/attention_processor.py) and ComfyUI's attn2 patch, which brings
-the text branch computed by its own kernel. With lambda 0 or a closed gate the text branch comes back *bit for bit*: skipped where
-lambda and the gate are Python values, chosen by `torch.where` where the gate lives on the device. A multiply-add by 0 would not do:
-0 * inf is nan and -0.0 + 0.0 is 0.0; and reading a device value in Python would stall the device at every layer of every step.
+The same functions serve diffusers' attention processor (bridges/attention_processor.py) and ComfyUI's attn2 patch,
+which brings the text branch computed by its own kernel. With lambda 0 or a closed gate the text branch comes back
+*bit for bit*: skipped where lambda and the gate are Python values, chosen by `torch.where` where they live on the
+device. A multiply-add by 0 would not do (0 * inf is nan, -0.0 + 0.0 is 0.0), and reading a device value in Python would
+stall the device at every layer of every step.
 
 Axes: B batch, L queries, S text tokens, N image tokens, H heads, d width of a head.
 """
@@ -20,7 +21,9 @@ from torch import Tensor
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-def plain_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, attention_mask: Tensor | None = None) -> Tensor:
+def plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, attention_mask: Tensor | None = None
+) -> Tensor:
     """Scaled dot-product attention over heads that lie side by side.
 
     query: float[B, L, H*d];  key, value: float[B, S, H*d];  attention_mask: broadcastable to [B, H, L, S], or None
@@ -49,8 +52,9 @@ def add_image_branch(
     """Text attention `attended` plus `scale` times the attention of the same queries to the image tokens.
 
     attended, query: float[B, L, H*d];  image_key, image_value: float[B, N, H*d], cast to the query's dtype
-    scale: lambda, a number, or a tensor broadcastable to [B, L, H*d];  gate: None is open; a bool; or a bool tensor that broadcasts
-    as scale does, such as [] for a whole step or [B, 1, 1] for a row: where it is False `attended` comes back bit for bit.
+    scale: lambda, a number, or a tensor broadcastable to [B, L, H*d]
+    gate: None is open; a bool; or a bool tensor that broadcasts as scale does, such as [] for a whole step or [B, 1, 1]
+        for rows: where it is False `attended` comes back bit for bit
     attention: the kernel for the image branch, `f(query, key, value, heads)`; ComfyUI passes its own.
     """
     if is_shut(scale, gate):
@@ -73,6 +77,6 @@ def decoupled_attention(
     gate: bool | Tensor | None = None,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """`plain_attention` to the text tokens plus the gated image branch: float[B, L, H*d]. Arguments as in the two above."""
+    """`plain_attention` to the text plus the gated image branch: float[B, L, H*d]. Arguments as in the two above."""
     attended = plain_attention(query, key, value, heads, attention_mask)
     return add_image_branch(attended, query, image_key, image_value, scale, heads, gate)

@@ -1,6 +1,6 @@
-"""Decoupled cross-attention inside a diffusers UNet: attention processors that add the image branch, put in and taken out again.
+"""Decoupled cross-attention inside a diffusers UNet: processors that add the image branch, put in and taken out again.
 
-Keys and values of the image tokens do not depend on the step, so they are given ready-made: computed once, freed on leaving.
+Keys and values of the image tokens do not depend on the step, so they come ready-made: computed once, freed on leaving.
 The UNet gets no parameter and no buffer from this, and its own processors back.
 """
 
@@ -23,7 +23,8 @@ KeyValue = tuple[Tensor, Tensor]  # float[B, N, H*d] each
 class ImageBranch:
     """What all processors of one attachment share; `scale` (lambda) and `gate` may be set between two steps.
 
-    keys_values: one pair a layer, in the order of `cross_attention_layers`;  scale, gate: as in `attention.add_image_branch`
+    keys_values: one pair a layer, in the order of `cross_attention_layers`
+    scale, gate: as in `attention.add_image_branch`
     """
 
     keys_values: list[KeyValue]
@@ -54,7 +55,15 @@ class DecoupledProcessor:
         if attention_mask is not None:
             attention_mask = _mask_of_heads(attn, attention_mask, encoder_hidden_states)
         attended = decoupled_attention(
-            attn.to_q(hidden_states), key, value, image_key, image_value, branch.scale, attn.heads, branch.gate, attention_mask
+            attn.to_q(hidden_states),
+            key,
+            value,
+            image_key,
+            image_value,
+            branch.scale,
+            attn.heads,
+            branch.gate,
+            attention_mask,
         )
         return attn.to_out[1](attn.to_out[0](attended))
 
@@ -79,13 +88,15 @@ def attached(
 ) -> Iterator[ImageBranch]:
     """Within this block the UNet's cross-attention also reads the image keys and values; afterwards it is as it was.
 
-    Yields the ImageBranch, whose `scale` and `gate` may be changed from step to step. With gradient checkpointing run `backward`
-    inside the block too, since layers are computed again there.
+    Yields the ImageBranch, whose `scale` and `gate` may be changed from step to step. With gradient checkpointing run
+    `backward` inside the block too, since layers are computed again there.
     """
     layers = list(cross_attention_layers(unet).values())
     _require_plain(unet, layers)
     if len(layers) != len(keys_values):
-        raise Misfit(f"the UNet has {len(layers)} cross-attention layers, got image keys and values for {len(keys_values)}")
+        raise Misfit(
+            f"the UNet has {len(layers)} cross-attention layers, got image keys and values for {len(keys_values)}"
+        )
     branch = ImageBranch(list(keys_values), scale, gate)
     originals = [attn.processor for attn in layers]
     try:
@@ -103,7 +114,18 @@ def _require_plain(unet: nn.Module, layers: Sequence[nn.Module]) -> None:
     if unet.config.get("encoder_hid_dim_type") == "ip_image_proj":
         raise Misfit("the UNet already carries diffusers' own IP-Adapter; call `unload_ip_adapter()` first")
     for attn in layers:
-        extras = [name for name in ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k") if getattr(attn, name, None) is not None]
-        if extras or attn.residual_connection or attn.rescale_output_factor != 1.0 or attn.processor.__class__ is DecoupledProcessor:
+        extras = [
+            name
+            for name in ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k")
+            if getattr(attn, name, None) is not None
+        ]
+        if (
+            extras
+            or attn.residual_connection
+            or attn.rescale_output_factor != 1.0
+            or attn.processor.__class__ is DecoupledProcessor
+        ):
             what = ", ".join(extras) or "a residual, a rescaled output or an image branch"
-            raise Misfit(f"a cross-attention layer of the UNet has {what}; the IP-Adapter needs plain SD cross-attention")
+            raise Misfit(
+                f"a cross-attention layer of the UNet has {what}; the IP-Adapter needs plain SD cross-attention"
+            )

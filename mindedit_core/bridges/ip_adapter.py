@@ -1,8 +1,8 @@
-"""IP-Adapter, base variant (arXiv 2308.06721; files of h94/IP-Adapter): v_insight, a CLIP image embedding, becomes N image tokens.
+"""IP-Adapter, base variant (arXiv 2308.06721, files of h94/IP-Adapter): a CLIP image embedding becomes N image tokens.
 
 MIND-Edit (arXiv 2505.19149) feeds its predicted v_insight to a stock, frozen IP-Adapter in place of an encoded picture.
 
-    image_proj    tokens = LayerNorm(reshape(Linear(e), N, token_dim)); the unconditional branch gets zeros THROUGH this projection
+    image_proj    tokens = LayerNorm(reshape(Linear(e), N, token_dim)); the unconditional branch: zeros THROUGH it
     ip_adapter    to_k_ip, to_v_ip of the k-th attention layer, k = 1, 3, 5, ... (`cross_attention_layers`)
 
 `state_dict()` is the published layout, key by key. Axes: B batch, N image tokens, Dc CLIP width.
@@ -34,14 +34,16 @@ OTHER_LAYOUTS = {
 }
 
 
-# Reading the published layouts --------------------------------------------------------------------------------------------------
+# Reading the published layouts --------------------------------------------------------------------
 
 
 def flat_keys(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     """The nested layout {"image_proj": {...}, "ip_adapter": {...}} as flat keys; flat keys stay."""
     flat: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        flat.update({f"{key}.{name}": tensor for name, tensor in value.items()} if isinstance(value, Mapping) else {key: value})
+        flat.update(
+            {f"{key}.{name}": tensor for name, tensor in value.items()} if isinstance(value, Mapping) else {key: value}
+        )
     return flat
 
 
@@ -53,7 +55,8 @@ def require_base(tensors: Mapping[str, Tensor]) -> None:
     what = OTHER_LAYOUTS.get(kind) or f"{len(tensors)} keys, such as {', '.join(sorted(tensors)[:3]) or 'none'}"
     later = ", whose support comes later" if kind in OTHER_LAYOUTS else ""
     raise CheckpointError(
-        f"a base IP-Adapter (image_proj.proj, image_proj.norm, ip_adapter.1.to_k_ip, ...) is needed, found {what}{later}; use {BASE_FILES}"
+        "a base IP-Adapter (image_proj.proj, image_proj.norm, ip_adapter.1.to_k_ip, ...) is needed, "
+        f"found {what}{later}; use {BASE_FILES}"
     )
 
 
@@ -65,7 +68,7 @@ def _kind(tensors: Mapping[str, Tensor]) -> str:
 
 
 def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Constructor arguments of the base IP-Adapter in these flat keys, from shapes alone. Raises CheckpointError for another layout."""
+    """Constructor arguments of the base IP-Adapter in these flat keys. Raises CheckpointError for another layout."""
     require_base(tensors)
     rows, embed_dim = tensors["image_proj.proj.weight"].shape
     token_dim = tensors["image_proj.norm.weight"].shape[0]
@@ -83,7 +86,7 @@ def _layer_numbers(count: int) -> list[int]:
     return [2 * index + 1 for index in range(count)]
 
 
-# The modules --------------------------------------------------------------------------------------------------------------------
+# The modules --------------------------------------------------------------------------------------
 
 
 class ImageProjection(nn.Module):
@@ -119,7 +122,8 @@ class IPAdapter(nn.Module):
             noise = unet(latents, timestep, text_tokens).sample
 
     embed_dim: width of the CLIP embedding it reads;  clip_space: name of that space, None if the file does not say
-    token_dim: the UNet's cross_attention_dim;  layer_dims: widths of the cross-attention layers, in file order;  tokens: N
+    token_dim: the UNet's cross_attention_dim;  layer_dims: widths of its cross-attention layers, in file order
+    tokens: N
     """
 
     emits = frozenset({"image_tokens"})
@@ -136,23 +140,30 @@ class IPAdapter(nn.Module):
         self.ip_adapter = nn.ModuleDict(layers)
 
     @classmethod
-    def from_state_dict(cls, tensors: Mapping[str, Any], clip_space: str | None = None, name: str = "ip_adapter") -> IPAdapter:
-        """From flat keys or the nested dict, in fp32. Raises CheckpointError for plus, full-face, FaceID and foreign files."""
+    def from_state_dict(
+        cls, tensors: Mapping[str, Any], clip_space: str | None = None, name: str = "ip_adapter"
+    ) -> IPAdapter:
+        """From flat keys or the nested dict, in fp32. Raises CheckpointError for any layout but the base one."""
         tensors = flat_keys(tensors)
         return load_strict(cls(**sizes_of(tensors), clip_space=clip_space), tensors, name)
 
     @classmethod
     def from_file(cls, path: str | Path, clip_space: str | None = None) -> IPAdapter:
-        """From a .safetensors file; our own files say their CLIP space in the metadata, `clip_space` names it for others."""
+        """From a .safetensors file; our own say their CLIP space in the metadata, `clip_space` names that of others."""
         said = read_metadata(path).get("config", {}).get("clip_space")
         said = said.get("name") if isinstance(said, Mapping) else said
         return cls.from_state_dict(load_tensors(path), said or clip_space, name=str(path))
 
     @classmethod
     def for_unet(cls, unet: nn.Module, embed_dim: int, tokens: int = 4, clip_space: str | None = None) -> IPAdapter:
-        """A new adapter to be trained with `unet` frozen: to_k_ip, to_v_ip start as copies of its to_k, to_v (IP-Adapter's recipe)."""
+        """A new adapter, to be trained with `unet` frozen.
+
+        As in IP-Adapter's own recipe (tutorial_train.py) to_k_ip, to_v_ip start as copies of the UNet's to_k, to_v.
+        """
         layers = list(cross_attention_layers(unet).values())
-        adapter = cls(embed_dim, unet.config["cross_attention_dim"], [attn.inner_dim for attn in layers], tokens, clip_space)
+        adapter = cls(
+            embed_dim, unet.config["cross_attention_dim"], [attn.inner_dim for attn in layers], tokens, clip_space
+        )
         with torch.no_grad():
             for attn, projections in zip(layers, adapter.ip_adapter.values(), strict=True):
                 projections.to_k_ip.weight.copy_(attn.to_k.weight)
@@ -180,39 +191,46 @@ class IPAdapter(nn.Module):
         dims = tuple(attn.inner_dim for attn in cross_attention_layers(unet).values())
         if (width, dims) != (self.token_dim, self.layer_dims):
             raise Misfit(
-                f"this IP-Adapter has {_said(self.token_dim, self.layer_dims)}, the UNet {_said(width, dims)}; "
-                "load an IP-Adapter made for this base model (SD1.5 and SDXL each have their own), or the UNet it was made for"
+                f"this IP-Adapter has {_said(self.token_dim, self.layer_dims)}, the UNet {_said(width, dims)}; load an "
+                "IP-Adapter made for this base model (SD1.5 and SDXL each have their own), or the UNet it was made for"
             )
 
     def attached(
         self, unet: nn.Module, image_tokens: Tensor, scale: float | Tensor = 1.0, gate: bool | Tensor | None = None
     ) -> AbstractContextManager[ImageBranch]:
-        """Context manager in which `unet` also attends to `image_tokens` float[B, N, token_dim], B that of the UNet's batch.
+        """Context manager in which `unet` also attends to `image_tokens`, float[B, N, token_dim] with the UNet's B.
 
-        Under guidance the rows are [negative, positive], as in the batch. K/V are computed once, here, under autograd if it is on.
-        See `attention_processor.attached` for scale, gate and gradient checkpointing.
+        Under guidance the rows are [negative, positive], as in the batch. K/V are computed once, here, under autograd
+        where that is on. See `attention_processor.attached` for scale, gate and gradient checkpointing.
         """
         self.require_unet(unet)
         return attached(unet, self.keys_values(image_tokens), scale, gate)
 
     def forward(self, insight: Insight) -> Condition:
-        """image_tokens from v_insight float[B, Dc], negative_image_tokens from zeros; an empty Condition if there is no v_insight."""
+        """v_insight float[B, Dc] -> image_tokens, zeros -> negative_image_tokens; an empty Condition without v_insight.
+
+        Raises Misfit for an embedding of another CLIP space.
+        """
         if insight.image_embeds is None:
             log.warning("no v_insight to bridge: the picture is edited by text alone. %s", insight.note)
             return Condition()
         self._require_space(insight)
         embeds = insight.image_embeds
-        return Condition(image_tokens=self.project(embeds), negative_image_tokens=self.project(torch.zeros_like(embeds)))
+        return Condition(
+            image_tokens=self.project(embeds), negative_image_tokens=self.project(torch.zeros_like(embeds))
+        )
 
     def _require_space(self, insight: Insight) -> None:
         shape, space = tuple(insight.image_embeds.shape), insight.clip_space
         strangers = None not in (space, self.clip_space) and space != self.clip_space
         if len(shape) != 2 or shape[1] != self.embed_dim or strangers:
             raise Misfit(
-                f"insight.image_embeds must be [B, {self.embed_dim}] of CLIP space {self.clip_space or 'unnamed'} for this IP-Adapter, "
-                f"got {list(shape)} of {space or 'an unnamed space'}; use the IP-Adapter or the VisionHead trained for the other's space"
+                f"insight.image_embeds must be [B, {self.embed_dim}] of CLIP space {self.clip_space or 'unnamed'} "
+                f"for this IP-Adapter, got {list(shape)} of {space or 'an unnamed space'}; "
+                "use the IP-Adapter or the VisionHead trained for the other's space"
             )
 
 
 def _said(width: int, dims: Sequence[int]) -> str:
-    return f"{len(dims)} cross-attention layers ({min(dims, default=0)}..{max(dims, default=0)} wide) for tokens of {width}"
+    widths = f"{min(dims, default=0)}..{max(dims, default=0)}"
+    return f"{len(dims)} cross-attention layers ({widths} wide) for tokens of {width}"

@@ -57,7 +57,9 @@ def test_a_device_gate_shuts_even_a_broken_image_branch(qkv):
     query, key, value, image_key, image_value = qkv
     plain = plain_attention(query, key, value, HEADS)
     broken = torch.full_like(image_value, float("inf"))
-    assert torch.equal(decoupled_attention(query, key, value, image_key, broken, 1.0, HEADS, torch.tensor(False)), plain)
+    assert torch.equal(
+        decoupled_attention(query, key, value, image_key, broken, 1.0, HEADS, torch.tensor(False)), plain
+    )
 
 
 def test_shut_keeps_the_sign_of_zero(qkv):
@@ -72,7 +74,11 @@ def test_an_open_device_gate_equals_no_gate_bit_for_bit(qkv):
 
 def test_a_gate_of_rows_opens_only_its_rows(qkv):
     gate = torch.tensor([True, False, True])[:, None, None]
-    out, full, plain = decoupled_attention(*qkv, 1.0, HEADS, gate), decoupled_attention(*qkv, 1.0, HEADS), plain_attention(*qkv[:3], HEADS)
+    out, full, plain = (
+        decoupled_attention(*qkv, 1.0, HEADS, gate),
+        decoupled_attention(*qkv, 1.0, HEADS),
+        plain_attention(*qkv[:3], HEADS),
+    )
     assert torch.equal(out[1], plain[1])
     assert torch.equal(out[[0, 2]], full[[0, 2]]) and not torch.equal(out[0], plain[0])
 

@@ -1,4 +1,4 @@
-"""The IP-Adapter bridge against diffusers' own, on tiny UNets with SD1.5's block types; its file layouts; training it."""
+"""The IP-Adapter bridge against diffusers' own, on tiny UNets with SD1.5's blocks; its file layouts; training it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ SD15_BLOCKS = {
 def tiny_unet(in_channels: int = 4, seed: int = 0, **changes) -> UNet2DConditionModel:
     """SD1.5's layout (16 cross-attention layers) with 16 to 32 channels."""
     torch.manual_seed(seed)
-    sizes = {"block_out_channels": (16, 16, 32, 32), "norm_num_groups": 8, "cross_attention_dim": TOKEN, "sample_size": 16}
+    sizes = {
+        "block_out_channels": (16, 16, 32, 32),
+        "norm_num_groups": 8,
+        "cross_attention_dim": TOKEN,
+        "sample_size": 16,
+    }
     config = {**SD15_BLOCKS, **sizes, "in_channels": in_channels, "out_channels": 4, **changes}
     return UNet2DConditionModel(**config).eval().requires_grad_(False)
 
@@ -64,7 +69,7 @@ def record_cross_attention(unet) -> tuple[list[torch.Tensor], list]:
     return outputs, [attn.register_forward_hook(lambda _, __, out: outputs.append(out)) for attn in layers]
 
 
-# Against diffusers ----------------------------------------------------------------------------------------------------------------
+# Against diffusers --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("in_channels", [4, 9])
@@ -102,11 +107,16 @@ def test_each_layer_equals_diffusers_on_unit_variance_input(unet, adapter):
     generator = torch.Generator().manual_seed(4)
     tokens = torch.randn(2, 4, TOKEN, generator=generator)
     with adapter.attached(unet, tokens, scale=1.0):
-        for (name, attn), weights in zip(cross_attention_layers(unet).items(), adapter.ip_adapter.values(), strict=True):
+        for (name, attn), weights in zip(
+            cross_attention_layers(unet).items(), adapter.ip_adapter.values(), strict=True
+        ):
             hidden = torch.randn(2, 9, attn.to_q.in_features, generator=generator)
             text = torch.randn(2, 7, TOKEN, generator=generator)
             theirs = IPAdapterAttnProcessor2_0(attn.inner_dim, TOKEN, num_tokens=(4,), scale=1.0)
-            theirs.to_k_ip[0].weight.data, theirs.to_v_ip[0].weight.data = weights.to_k_ip.weight, weights.to_v_ip.weight
+            theirs.to_k_ip[0].weight.data, theirs.to_v_ip[0].weight.data = (
+                weights.to_k_ip.weight,
+                weights.to_v_ip.weight,
+            )
             expected = theirs(attn, hidden, (text, [tokens[:, None]]))
             torch.testing.assert_close(attn(hidden, text), expected, atol=1e-5, rtol=0, msg=name)
 
@@ -114,11 +124,20 @@ def test_each_layer_equals_diffusers_on_unit_variance_input(unet, adapter):
 def test_layer_order_is_that_of_the_published_files():
     """papers.md 5.2: the true SD1.5 shape, on the meta device."""
     with torch.device("meta"):
-        sd15 = UNet2DConditionModel(**SD15_BLOCKS, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, sample_size=64)
+        sd15 = UNet2DConditionModel(
+            **SD15_BLOCKS, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, sample_size=64
+        )
         adapter = IPAdapter.for_unet(sd15, embed_dim=1024)
-    places = {2 * i + 1: (".".join(name.split(".")[:2]), attn.inner_dim) for i, (name, attn) in enumerate(cross_attention_layers(sd15).items())}
+    places = {
+        2 * i + 1: (".".join(name.split(".")[:2]), attn.inner_dim)
+        for i, (name, attn) in enumerate(cross_attention_layers(sd15).items())
+    }
     table = {(1, 3): ("down_blocks.0", 320), (5, 7): ("down_blocks.1", 640), (9, 11): ("down_blocks.2", 1280)}
-    table |= {(13, 15, 17): ("up_blocks.1", 1280), (19, 21, 23): ("up_blocks.2", 640), (25, 27, 29): ("up_blocks.3", 320)}
+    table |= {
+        (13, 15, 17): ("up_blocks.1", 1280),
+        (19, 21, 23): ("up_blocks.2", 640),
+        (25, 27, 29): ("up_blocks.3", 320),
+    }
     table |= {(31,): ("mid_block.attentions", 1280)}
     assert places == {k: place for numbers, place in table.items() for k in numbers}
     processors = list(sd15.attn_processors)
@@ -128,10 +147,12 @@ def test_layer_order_is_that_of_the_published_files():
     assert sum(value.numel() for value in adapter.state_dict().values()) == pytest.approx(22.3e6, rel=0.005)
 
 
-# Attaching ------------------------------------------------------------------------------------------------------------------------
+# Attaching ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("scale", "gate"), [(0.0, None), (1.0, False), (1.0, torch.tensor(False)), (torch.tensor(0.0), None)])
+@pytest.mark.parametrize(
+    ("scale", "gate"), [(0.0, None), (1.0, False), (1.0, torch.tensor(False)), (torch.tensor(0.0), None)]
+)
 def test_a_shut_adapter_is_the_bare_unet_bit_for_bit(unet, adapter, scale, gate):
     latents, text, embeds = inputs()
     bare = unet(latents, 300, text).sample
@@ -167,7 +188,8 @@ def test_the_unet_is_left_as_it_was_even_after_an_error(unet, adapter):
         raise RuntimeError("by hand")
     assert all(unet.attn_processors[name] is processor for name, processor in processors.items())
     assert all(isinstance(processor, AttnProcessor2_0) for processor in unet.attn_processors.values())
-    assert all(torch.equal(unet.state_dict()[key], value) for key, value in state.items())
+    after = unet.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in state.items())
 
 
 def test_keys_and_values_are_computed_once_and_freed(unet, adapter):
@@ -190,7 +212,9 @@ def test_keys_and_values_are_computed_once_and_freed(unet, adapter):
 
 def test_an_adapter_for_another_unet_is_refused_with_a_remedy(adapter):
     for other in (tiny_unet(cross_attention_dim=48), tiny_unet(block_out_channels=(16, 16, 32, 64))):
-        with pytest.raises(Misfit, match="this IP-Adapter has 16 cross-attention layers.*the UNet 16.*load an IP-Adapter made for"):
+        with pytest.raises(
+            Misfit, match="this IP-Adapter has 16 cross-attention layers.*the UNet 16.*load an IP-Adapter made for"
+        ):
             adapter.attached(other, torch.zeros(1, 4, TOKEN))
 
 
@@ -201,7 +225,7 @@ def test_diffusers_own_adapter_has_to_leave_first(adapter):
         pass
 
 
-# The bridge -----------------------------------------------------------------------------------------------------------------------
+# The bridge ---------------------------------------------------------------------------------------
 
 
 def insight_of(embeds, clip_space="tiny", note=""):
@@ -212,9 +236,16 @@ def test_the_bridge_projects_v_insight_and_zeros(adapter):
     embeds = inputs()[2]
     condition = adapter(insight_of(embeds))
     assert condition.streams == adapter.emits == {"image_tokens"}
-    assert torch.equal(condition.image_tokens, adapter.project(embeds)) and condition.image_tokens.shape == (2, 4, TOKEN)
+    assert torch.equal(condition.image_tokens, adapter.project(embeds)) and condition.image_tokens.shape == (
+        2,
+        4,
+        TOKEN,
+    )
     expected = torch.nn.functional.layer_norm(
-        adapter.image_proj.proj.bias.reshape(4, TOKEN), (TOKEN,), adapter.image_proj.norm.weight, adapter.image_proj.norm.bias
+        adapter.image_proj.proj.bias.reshape(4, TOKEN),
+        (TOKEN,),
+        adapter.image_proj.norm.weight,
+        adapter.image_proj.norm.bias,
     )
     torch.testing.assert_close(condition.negative_image_tokens, expected.expand(2, -1, -1))
 
@@ -224,7 +255,9 @@ def test_without_v_insight_the_bridge_says_so_and_emits_nothing(adapter, caplog)
     assert "text alone" in caplog.text and "no head is loaded" in caplog.text
 
 
-@pytest.mark.parametrize(("shape", "space"), [((1, 16), "tiny"), ((1, EMBED), "ViT-H"), ((1, 257, EMBED), "tiny"), ((1, 16), None)])
+@pytest.mark.parametrize(
+    ("shape", "space"), [((1, 16), "tiny"), ((1, EMBED), "ViT-H"), ((1, 257, EMBED), "tiny"), ((1, 16), None)]
+)
 def test_v_insight_of_another_clip_space_is_refused(adapter, shape, space):
     with pytest.raises(Misfit, match=r"must be \[B, 24\] of CLIP space tiny.*got \[1, .*trained for the other's space"):
         adapter(insight_of(torch.zeros(shape), space))
@@ -241,7 +274,7 @@ def test_the_table_finds_it_and_it_is_a_bridge(adapter):
         bridge("qformer2")
 
 
-# Files ----------------------------------------------------------------------------------------------------------------------------
+# Files --------------------------------------------------------------------------------------------
 
 
 def nested(state):
@@ -255,7 +288,11 @@ def nested(state):
 def test_flat_and_nested_layouts_load_alike(adapter, tmp_path):
     state = {key: value.half() for key, value in adapter.state_dict().items()}
     path = save_checkpoint(tmp_path / "a.safetensors", state, {"component": "ip_adapter", "config": adapter.config})
-    for loaded in (IPAdapter.from_state_dict(state), IPAdapter.from_state_dict(nested(state)), IPAdapter.from_file(path)):
+    for loaded in (
+        IPAdapter.from_state_dict(state),
+        IPAdapter.from_state_dict(nested(state)),
+        IPAdapter.from_file(path),
+    ):
         assert loaded.layer_dims == adapter.layer_dims and loaded.tokens == 4 and loaded.embed_dim == EMBED
         assert all(torch.equal(value, state[key].float()) for key, value in loaded.state_dict().items())
     assert IPAdapter.from_file(path).clip_space == "tiny"
@@ -271,14 +308,22 @@ def test_the_number_of_tokens_comes_from_the_shapes(unet):
     ("extra", "gone", "words"),
     [
         ({"image_proj.latents": (1, 16, 32)}, ("image_proj.proj", "image_proj.norm"), "'plus' IP-Adapter.*comes later"),
-        ({"image_proj.proj.0.weight": (8, 8), "image_proj.proj.3.weight": (8,)}, ("image_proj.proj.w",), "'full-face'.*comes later"),
+        (
+            {"image_proj.proj.0.weight": (8, 8), "image_proj.proj.3.weight": (8,)},
+            ("image_proj.proj.w",),
+            "'full-face'.*comes later",
+        ),
         ({"ip_adapter.0.to_q_lora.down.weight": (8, 8)}, (), "FaceID IP-Adapter.*comes later"),
         ({}, ("ip_adapter.",), "a base IP-Adapter .* is needed, found 4 keys, such as image_proj.norm.bias"),
         ({}, ("image_proj.", "ip_adapter."), "found 0 keys, such as none"),
     ],
 )
 def test_other_layouts_are_named_and_refused(adapter, extra, gone, words):
-    state = {key: value for key, value in adapter.state_dict().items() if not key.startswith(gone)} if gone else adapter.state_dict()
+    state = (
+        {key: value for key, value in adapter.state_dict().items() if not key.startswith(gone)}
+        if gone
+        else adapter.state_dict()
+    )
     with pytest.raises(CheckpointError, match=words):
         IPAdapter.from_state_dict({**state, **{key: torch.zeros(shape) for key, shape in extra.items()}})
 
@@ -292,14 +337,17 @@ def test_a_missing_layer_is_refused(adapter):
         IPAdapter.from_state_dict(state)
 
 
-# Training -------------------------------------------------------------------------------------------------------------------------
+# Training -----------------------------------------------------------------------------------------
 
 
 def test_a_new_adapter_starts_from_the_unets_own_keys_and_values(unet):
     adapter = IPAdapter.for_unet(unet, embed_dim=EMBED)
     for attn, layer in zip(cross_attention_layers(unet).values(), adapter.ip_adapter.values(), strict=True):
         assert torch.equal(layer.to_k_ip.weight, attn.to_k.weight) and layer.to_k_ip.weight.requires_grad
-        assert torch.equal(layer.to_v_ip.weight, attn.to_v.weight) and layer.to_v_ip.weight.data_ptr() != attn.to_v.weight.data_ptr()
+        assert (
+            torch.equal(layer.to_v_ip.weight, attn.to_v.weight)
+            and layer.to_v_ip.weight.data_ptr() != attn.to_v.weight.data_ptr()
+        )
 
 
 def gradients(unet, adapter, checkpointing: bool) -> list[torch.Tensor]:
