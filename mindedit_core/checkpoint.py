@@ -42,7 +42,7 @@ def save_checkpoint(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = {key: _stored(key, tensor, dtype) for key, tensor in _without_ties(tensors).items()}
-    header = {METADATA_KEY: json.dumps({"format": FORMAT, **metadata}, sort_keys=True), "format": "pt"}
+    header = {METADATA_KEY: json.dumps({"format": FORMAT, **metadata}, sort_keys=True)}
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save_file(stored, part, metadata=header)
@@ -144,7 +144,7 @@ def _single_file(folder: Path) -> list[Path]:
 def _shards(folder: Path, index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not a weight index ({error!r}); fetch it again") from error
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""A model and its configuration in one safetensors file: the layout of the mini.
+"""A model and its configuration in one safetensors file, and the folder of such files that is the mini.
 
 The metadata names the class and its config; the tensors are the class's own `state_dict`, fp16. Only the classes of
 MODELS are ever built, so a file cannot choose what code runs.
@@ -24,6 +24,22 @@ MODELS = {
     "LlavaOnevisionForConditionalGeneration": "transformers:LlavaOnevisionForConditionalGeneration",
     "UNet2DConditionModel": "diffusers:UNet2DConditionModel",
 }
+
+MINI_FOLDER = Path(__file__).resolve().parent / "weights" / "mini"
+MINI_MODELS = ("mllm", "clip", "autoencoder", "unet", "unet_inpaint")
+MINI_ADAPTERS = ("mind_edit", "ip_adapter")
+TOKENIZER = "tokenizer.json"  # one, of the MLLM and of CLIP
+MINI_FILES = (*(f"{name}.safetensors" for name in (*MINI_MODELS, *MINI_ADAPTERS)), TOKENIZER)
+
+
+def require_mini(folder: Path) -> Path:
+    """`folder`, if every file of a mini is in it; else a CheckpointError that names the missing ones."""
+    if missing := [name for name in MINI_FILES if not (folder / name).is_file()]:
+        raise CheckpointError(
+            f"a mini has {len(MINI_FILES)} files, {folder} lacks {', '.join(missing)}; "
+            "fetch them from the repository (git tracks them), or train them with the recipes in train/"
+        )
+    return folder
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The path: picture and wish -> plan -> insight -> condition -> picture. The graph in ComfyUI says the same, node by node."""
+"""The path: picture and wish -> plan -> insight -> condition -> picture. The graph in ComfyUI says the same."""
 
 from __future__ import annotations
 
@@ -52,10 +52,11 @@ def edit(
 ) -> EditResult:
     """Edit each picture as its instruction says.
 
-    system: of `load_system`, or anything with mllm, designer, bridge and painter;  image: float[B, H, W, 1 | 3 | 4] in 0..1
-    instruction: one for all pictures, or one each;  settings: None takes the system's own
-    design: options of the designer, such as max_new_tokens, temperature, on_token;  on_plan: each plan as soon as it is there
-    Raises Misfit before anything slow runs, ValueError for what cannot be an instruction, Interrupted when asked to stop.
+    system: of `load_system`, or anything with mllm, designer, bridge and painter
+    image: float[B, H, W, 1 | 3 | 4] in 0..1;  instruction: one for all pictures, or one each
+    settings: None takes the system's own;  design: options of the designer: max_new_tokens, temperature, on_token, ...
+    on_plan: each plan as soon as it is there
+    Raises Misfit before anything slow runs, ValueError for what cannot be an instruction, Interrupted if asked to stop.
     """
     require_fit(system.mllm, system.bridge, system.painter)
     settings = settings or getattr(system, "settings", None) or PaintSettings()

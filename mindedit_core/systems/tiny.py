@@ -106,7 +106,7 @@ def tiny_unet(in_channels: int) -> nn.Module:
         layers_per_block=1,
         attention_head_dim=2,
         cross_attention_dim=TEXT_WIDTH,
-        norm_num_groups=8,
+        norm_num_groups=32,  # as SD1.5, and the only number that ComfyUI's UNetModel knows
     )
 
 
