@@ -21,6 +21,14 @@ PAD, BOS, IMAGE, EOS, USER, ASSISTANT, END = SPECIALS = (
     "<|assistant|>",
     "<|end|>",
 )
+# one turn each: <|user|><image>text<|assistant|>answer<|end|>
+CHAT = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 CLIP_LENGTH = 77  # positions of CLIP's text model
 
 
@@ -73,6 +81,7 @@ def wrap(core: Tokenizer, model_max_length: int = CLIP_LENGTH) -> PreTrainedToke
         model_max_length=model_max_length,
         padding_side="right",
         clean_up_tokenization_spaces=False,
+        chat_template=CHAT,
     )
 
 
