@@ -22,6 +22,7 @@ from torch import Tensor, nn
 METADATA_KEY = "mindedit"
 FORMAT = 1
 INDEX_SUFFIX = ".safetensors.index.json"
+USUAL_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # of transformers and diffusers
 
 
 class CheckpointError(ValueError):
@@ -132,8 +133,9 @@ def weight_files(path: str | Path) -> list[Path]:
 
 def _single_file(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
-    if len(files) == 1:
-        return files
+    usual = [file for file in files if file.name in USUAL_NAMES]  # beside variants such as *.fp16.safetensors
+    if len(files) == 1 or len(usual) == 1:
+        return usual or files
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
     raise CheckpointError(
         f"{folder} must hold one .safetensors file, or shards with their *{INDEX_SUFFIX}; found {found}. "

@@ -14,22 +14,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import CheckpointError, load_strict, load_tensors, read_metadata, save_checkpoint
+from .checkpoint import CheckpointError, load_strict, load_tensors, read_metadata, read_shapes, save_checkpoint
 from .registry import lookup
 
 MODELS = {
     "AutoencoderDC": "diffusers:AutoencoderDC",
     "AutoencoderKL": "diffusers:AutoencoderKL",
     "CLIPModel": "transformers:CLIPModel",
-    "LlavaOnevisionForConditionalGeneration": "transformers:LlavaOnevisionForConditionalGeneration",
+    "CLIPTextModel": "transformers:CLIPTextModel",
     "UNet2DConditionModel": "diffusers:UNet2DConditionModel",
 }
 
 MINI_FOLDER = Path(__file__).resolve().parent / "weights" / "mini"
-MINI_MODELS = ("mllm", "clip", "autoencoder", "unet", "unet_inpaint")
-MINI_ADAPTERS = ("mind_edit", "ip_adapter")
+MINI_COMPONENTS = ("mllm", "mind_edit", "clip", "autoencoder", "unet", "unet_inpaint", "ip_adapter")
 TOKENIZER = "tokenizer.json"  # one, of the MLLM and of CLIP
-MINI_FILES = (*(f"{name}.safetensors" for name in (*MINI_MODELS, *MINI_ADAPTERS)), TOKENIZER)
+MINI_FILES = (*(f"{name}.safetensors" for name in MINI_COMPONENTS), TOKENIZER)
 
 
 def require_mini(folder: Path) -> Path:
@@ -77,3 +76,21 @@ def load_model(path: str | Path) -> nn.Module:
         model = build_model(read_metadata(path), str(path))
     load_strict(model, load_tensors(path), str(path))
     return model.eval().requires_grad_(False)
+
+
+def load_published(class_name: str, folder: Path) -> nn.Module:
+    """A model of MODELS from its published folder (config.json and .safetensors), float32, frozen; local files only.
+
+    Raises CheckpointError for a missing folder, shard or weight: a weight that is not there is never a random number.
+    """
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"no {class_name} in {folder}: it lacks config.json; fetch the published folder into it")
+    read_shapes(folder)  # every shard is there and whole
+    model_class = lookup(MODELS, class_name, "", "model class")
+    options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    model, info = model_class.from_pretrained(folder, **options)
+    if lacking := sorted(map(str, info["missing_keys"])):
+        raise CheckpointError(
+            f"{folder} lacks {len(lacking)} weights of {class_name}, first: {lacking[0]}; fetch its files again"
+        )
+    return model.float().eval().requires_grad_(False)
