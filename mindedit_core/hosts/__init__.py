@@ -1,0 +1,1 @@
+"""Hosts: how the parts live inside another program. Only `comfy*.py` here may import ComfyUI."""

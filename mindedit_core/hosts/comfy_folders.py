@@ -1,0 +1,143 @@
+"""Where models lie under ComfyUI: folder keys, combo lists, and errors that say where a missing file goes.
+
+    models/LLM/<folder>           MLLMs, one folder each as published (shared with other packs)
+    models/mindedit/*.safetensors LoRA and VisionHead of MIND-Edit
+    models/ipadapter/*.safetensors IP-Adapters (shared with IPAdapter_plus)
+
+A combo value is untrusted: it is looked up in the list it came from, never joined to a path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import folder_paths
+
+MINI = "mini (built in)"
+MINI_FOLDER = Path(__file__).resolve().parents[1] / "weights" / "mini"
+MINI_VARIABLE = "MINDEDIT_MINI"  # names another folder in the mini's layout, e.g. one fresh from train/
+NO_ADAPTER = "none"
+WEIGHTS = ".safetensors"
+MLLM_TYPES = ("llava_onevision",)  # `model_type` in config.json
+MAX_DEPTH = 3  # folders below models/LLM that are looked into
+
+WHAT = {  # folder key -> what a user should put there
+    "LLM": "a LLaVA-OneVision folder as published (config.json, tokenizer, *.safetensors)",
+    "mindedit": "a MIND-Edit adapter (*.safetensors, made by train.mind_edit)",
+    "ipadapter": "a base IP-Adapter, e.g. ip-adapter_sd15.safetensors of h94/IP-Adapter",
+}
+
+
+def register() -> None:
+    """Tell ComfyUI the three folder keys; paths from extra_model_paths.yaml or another pack are kept."""
+    for key in WHAT:
+        paths, extensions = folder_paths.folder_names_and_paths.get(key, ([], set()))
+        default = os.path.join(folder_paths.models_dir, key)
+        merged = [*paths, *([] if default in paths else [default])]
+        folder_paths.folder_names_and_paths[key] = (merged, _extensions(key, set(extensions)))
+
+
+def _extensions(key: str, known: set[str]) -> set[str]:
+    """`LLM` holds folders and stays as other packs left it; for the others an empty set would list every file."""
+    return known if key == "LLM" else known | {WEIGHTS}
+
+
+def list_mllms() -> list[str]:
+    """The built-in mini, then every folder under models/LLM whose config.json is of a known MLLM."""
+    return [MINI, *sorted(_mllm_folders())]
+
+
+def list_adapters() -> list[str]:
+    """Adapter files for the MLLM: none, the mini's own, then models/mindedit."""
+    return [NO_ADAPTER, MINI, *_files("mindedit")]
+
+
+def list_ip_adapters() -> list[str]:
+    """IP-Adapters: the mini's own, then models/ipadapter."""
+    return [MINI, *_files("ipadapter")]
+
+
+def mini_folder() -> Path:
+    """The folder of the built-in mini, or the one of the same layout that the environment names."""
+    return Path(os.environ.get(MINI_VARIABLE) or MINI_FOLDER)
+
+
+def resolve_mllm(choice: str) -> Path:
+    """The folder that a value of `list_mllms` stands for."""
+    return mini_folder() if choice == MINI else _found(_mllm_folders(), choice, "LLM")
+
+
+def resolve_adapter(choice: str) -> Path:
+    """The file that a value of `list_adapters` (not NO_ADAPTER) stands for."""
+    return mini_folder() / "mind_edit.safetensors" if choice == MINI else _file(choice, "mindedit")
+
+
+def resolve_ip_adapter(choice: str) -> Path:
+    """The file that a value of `list_ip_adapters` stands for."""
+    return mini_folder() / "ip_adapter.safetensors" if choice == MINI else _file(choice, "ipadapter")
+
+
+RESOLVE = {"mllm": resolve_mllm, "adapter": resolve_adapter, "ip_adapter": resolve_ip_adapter}
+
+
+def fingerprint(kind: str, choice: str) -> str:
+    """Name, size and time of what a choice stands for: a node reruns when the file changed. "" if it is not there."""
+    try:
+        path = mini_folder() if kind == "mini" else RESOLVE[kind](choice)
+        files = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
+        return "|".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
+def _files(key: str) -> list[str]:
+    return [name for name in folder_paths.get_filename_list(key) if name.lower().endswith(WEIGHTS)]
+
+
+def _file(choice: str, key: str) -> Path:
+    path = folder_paths.get_full_path(key, choice) if choice in _files(key) else None
+    if path is None:
+        raise FileNotFoundError(_missing(choice, key))
+    return Path(path)
+
+
+def _found(entries: dict[str, Path], choice: str, key: str) -> Path:
+    if choice not in entries:
+        raise FileNotFoundError(_missing(choice, key))
+    return entries[choice]
+
+
+def _missing(choice: str, key: str) -> str:
+    places = " or ".join(folder_paths.get_folder_paths(key))
+    return f"{choice!r} is not there; put {WHAT[key]} under {places}, press R to refresh, and choose it again"
+
+
+def _mllm_folders() -> dict[str, Path]:
+    roots = [Path(root) for root in folder_paths.get_folder_paths("LLM")]
+    found: dict[str, Path] = {}
+    for root in roots:
+        for folder in _folders(root, MAX_DEPTH):
+            found.setdefault(folder.relative_to(root).as_posix(), folder)
+    return found
+
+
+def _folders(root: Path, depth: int) -> Iterator[Path]:
+    """Folders of known MLLMs below `root`; a model's own subfolders are not looked into."""
+    if depth == 0 or not root.is_dir():
+        return
+    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        config = folder / "config.json"
+        if not config.is_file():
+            yield from _folders(folder, depth - 1)
+        elif _model_type(config) in MLLM_TYPES:
+            yield folder
+
+
+def _model_type(config: Path) -> str | None:
+    try:
+        return json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None
