@@ -1,0 +1,82 @@
+"""One ComfyUI server for all tests of this folder, with the pack installed as a user would."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def neighbour(name: str):
+    """A module beside this file: `tests` is no package, as ComfyUI has a top-level `tests` of its own."""
+    full = f"mindedit_host_tests_{name}"
+    if full not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full, HERE / f"{name}.py")
+        sys.modules[full] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[full])
+    return sys.modules[full]
+
+
+@pytest.fixture(scope="session")
+def client():
+    """The module comfy_client."""
+    return neighbour("comfy_client")
+
+
+@pytest.fixture(scope="session")
+def graph_class():
+    """The class Graph."""
+    return neighbour("prompt_graph").Graph
+
+
+@pytest.fixture
+def mini(graph_class, root):
+    """The mini's template as an API prompt, four steps: `mini["MindEditEditSampler"]["seed"] = 1`."""
+    graph = graph_class.load(root / "workflows" / "api" / "mind_edit_mini.json")
+    graph["MindEditEditSampler"]["steps"] = 4
+    return graph
+
+
+@pytest.fixture
+def page(server):
+    """The server's own frontend in a headless Chromium."""
+    chromium = neighbour("chromium")
+    path = chromium.find_chromium()
+    if path is None:
+        pytest.skip("no Chromium found: install one, or set CHROMIUM_PATH")
+    with chromium.Chromium(path) as tab:
+        yield chromium.Frontend(tab, server.address)
+
+
+@pytest.fixture(scope="session")
+def comfyui_python(comfyui_path, client) -> str:
+    python = client.find_python()
+    if python is None:
+        pytest.skip(f"found ComfyUI at {comfyui_path} but no Python that can run it: set COMFYUI_PYTHON")
+    return python
+
+
+@pytest.fixture(scope="session")
+def mini_folder(root, tiny_folder) -> Path:
+    """Weights that the server runs on: MINDEDIT_MINI_DIR, the trained mini, or random tiny parts in its layout."""
+    named = os.environ.get("MINDEDIT_MINI_DIR")
+    trained = root / "mindedit_core" / "weights" / "mini"
+    if named:
+        return Path(named)
+    return trained if (trained / "unet_inpaint.safetensors").is_file() else tiny_folder
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_path, comfyui_python, root, mini_folder, tmp_path_factory, host_facts, client):
+    base = tmp_path_factory.mktemp("comfyui")
+    with client.ComfyServer(comfyui_path, comfyui_python, root, mini_folder, base) as running:
+        system = running.get("/system_stats")["system"]
+        host_facts["host_version"] = system["comfyui_version"]
+        host_facts["host_torch"] = system["pytorch_version"]
+        host_facts["weights"] = "trained" if mini_folder.is_relative_to(root) else mini_folder.name
+        yield running

@@ -1,0 +1,315 @@
+"""Draws the templates of workflows/ in the real frontend, from the layouts below, and writes them with their prompts.
+
+    python tests/host/make_workflows.py ADDRESS        a running ComfyUI with this pack, e.g. 127.0.0.1:8188
+
+The frontend itself numbers the sockets, orders the widgets and converts to API format: nothing here knows how it does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+WORKFLOWS = HERE.parents[1] / "workflows"
+VERSION = "0.1.0"
+CORE_VERSION = "0.10.0"
+COLOURS = ("#3f789e", "#88a")  # of groups, in turn
+TITLE = 30  # height of a node's title bar, above its position
+MARGIN, HEADING = 20, 50  # between a group's frame and its nodes
+
+
+class Node(NamedTuple):
+    type: str
+    pos: tuple[int, int]
+    size: tuple[int, int]
+    links: dict[str, tuple[str, str]] = {}  # input -> (name of the source node, its output)
+    widgets: dict[str, Any] = {}
+    models: list[dict] = []
+    collapsed: bool = False
+
+
+class Layout(NamedTuple):
+    nodes: dict[str, Node]
+    groups: dict[str, list[str]]  # heading -> names of its nodes
+
+
+CHECKPOINT = "sd-v1-5-inpainting.safetensors"
+ADAPTER = "ip-adapter_sd15.safetensors"
+MLLM_FOLDER = "llava-onevision-qwen2-0.5b-ov-hf"
+HUB = "https://huggingface.co"
+CHECKPOINT_URL = f"{HUB}/webui/stable-diffusion-inpainting/resolve/main/{CHECKPOINT}"
+ADAPTER_URL = f"{HUB}/h94/IP-Adapter/resolve/main/models/{ADAPTER}"
+MLLM_URL = f"{HUB}/llava-hf/{MLLM_FOLDER}"
+
+MINI_NOTE = """\
+# MindEdit in a minute
+
+Press **Run**. Nothing to download: the models are built in and need a few seconds on a CPU.
+
+1. **Sample Scene** draws a picture and a *vague* wish for it. Its seed counts up, so every run is another scene.
+2. **Instruction Optimizer** looks at the picture and writes what is *precisely* meant. Watch the text appear.
+3. **Insight Embedding** predicts how the result will look: one CLIP image embedding, from the same thought.
+4. **IP-Adapter Bridge** gives text and insight to the painter. Set **λ** to 0 to see what the insight does.
+5. **Edit Sampler** repaints the mask and puts the source back around it.
+
+### Models
+All are in `custom_nodes/<this pack>/mindedit_core/weights/mini` (46 MB). They know drawn 128×128 scenes, \
+not photographs.
+
+### Next
+- Type a wish of your own: unlink *instruction*.
+- Without a mask: unlink *mask* and set the loader to **img2img**.
+- Photographs: open the template **mind_edit_sd15**. It is this graph with other loaders.
+"""
+
+SD15_NOTE = f"""\
+# MIND-Edit on Stable Diffusion 1.5
+
+The same graph as **mind_edit_mini**, with models of full size. About 6 GB of VRAM; a CPU works and is slow.
+
+| file | folder |
+|---|---|
+| [{CHECKPOINT}]({CHECKPOINT_URL}) (4.3 GB) | `models/checkpoints` |
+| [{ADAPTER}]({ADAPTER_URL}) (45 MB) | `models/ipadapter` |
+| [{MLLM_FOLDER}]({MLLM_URL}) (1.8 GB, the whole folder) | `models/LLM/{MLLM_FOLDER}` |
+| a MIND-Edit adapter for that LLaVA (optional) | `models/mindedit` |
+
+1. Load a picture. Right-click it, **Open in MaskEditor**, paint what may change.
+2. Say what you want, as loosely as you like, and press **Run**.
+
+Without a MIND-Edit adapter the text is still rewritten, *Insight Embedding* says that the insight is off, and the \
+painter gets the text alone. With one, choose it in **MLLM Loader**.
+
+Any SD 1.5 checkpoint, LoRA or ControlNet fits between loader and bridge; without a mask use an ordinary checkpoint.
+"""
+
+# The loaders stand at the top: what they give runs along a lane above the nodes that think, straight to the painter.
+MINI = Layout(
+    nodes={
+        "note": Node("MarkdownNote", (0, 110), (420, 740), widgets={"text": MINI_NOTE}),
+        "mini": Node("MindEditMiniLoader", (500, 110), (320, 160)),
+        "scene": Node("MindEditSampleScene", (500, 390), (320, 230), widgets={"seed": 2**31, "control": "increment"}),
+        "before": Node("PreviewImage", (500, 680), (320, 340), {"images": ("scene", "image")}),
+        "optimizer": Node(
+            "MindEditInstructionOptimizer",
+            (900, 390),
+            (400, 380),
+            {
+                "mllm": ("mini", "mllm"),
+                "image": ("scene", "image"),
+                "instruction": ("scene", "instruction"),
+            },
+            {"control": "fixed", "instruction": ""},
+        ),
+        "insight": Node(
+            "MindEditInsightEmbedding",
+            (900, 830),
+            (400, 190),
+            {"mllm": ("mini", "mllm"), "image": ("scene", "image"), "plan": ("optimizer", "plan")},
+        ),
+        "bridge": Node(
+            "MindEditIPAdapterBridge",
+            (1380, 110),
+            (340, 360),
+            {
+                "model": ("mini", "model"),
+                "clip": ("mini", "clip"),
+                "ipadapter": ("mini", "ipadapter"),
+                "insight": ("insight", "insight"),
+                "plan": ("optimizer", "plan"),
+            },
+        ),
+        "sampler": Node(
+            "MindEditEditSampler",
+            (1800, 110),
+            (340, 360),
+            {
+                "model": ("bridge", "model"),
+                "positive": ("bridge", "positive"),
+                "negative": ("bridge", "negative"),
+                "vae": ("mini", "vae"),
+                "image": ("scene", "image"),
+                "mask": ("scene", "mask"),
+            },
+            {"control": "fixed", "steps": 20, "cfg": 3.0},
+        ),
+        "after": Node(
+            "SaveImage", (2220, 110), (480, 560), {"images": ("sampler", "image")}, {"filename_prefix": "MindEdit"}
+        ),
+    },
+    groups={
+        "Models · built in": ["mini"],
+        "1 · A picture and a wish": ["scene", "before"],
+        "2 · Think": ["optimizer", "insight"],
+        "3 · Tell the painter": ["bridge"],
+        "4 · Paint": ["sampler"],
+        "5 · Result": ["after"],
+    },
+)
+
+SD15 = Layout(
+    nodes={
+        "note": Node("MarkdownNote", (0, 110), (420, 740), widgets={"text": SD15_NOTE}),
+        "mllm": Node("MindEditMLLMLoader", (500, 110), (320, 90), widgets={"model": MLLM_FOLDER, "adapter": "none"}),
+        "checkpoint": Node(
+            "CheckpointLoaderSimple",
+            (500, 250),
+            (320, 100),
+            widgets={"ckpt_name": CHECKPOINT},
+            models=[{"name": CHECKPOINT, "url": CHECKPOINT_URL, "directory": "checkpoints"}],
+        ),
+        "picture": Node("LoadImage", (500, 480), (320, 540), widgets={"image": "example.png"}),
+        "optimizer": Node(
+            "MindEditInstructionOptimizer",
+            (900, 480),
+            (400, 330),
+            {"mllm": ("mllm", "mllm"), "image": ("picture", "IMAGE")},
+            {"control": "fixed", "instruction": "give her something to drink that suits the weather"},
+        ),
+        "insight": Node(
+            "MindEditInsightEmbedding",
+            (900, 870),
+            (400, 150),
+            {"mllm": ("mllm", "mllm"), "image": ("picture", "IMAGE"), "plan": ("optimizer", "plan")},
+        ),
+        "bridge": Node(
+            "MindEditIPAdapterBridge",
+            (1380, 110),
+            (340, 360),
+            {
+                "model": ("checkpoint", "MODEL"),
+                "clip": ("checkpoint", "CLIP"),
+                "insight": ("insight", "insight"),
+                "plan": ("optimizer", "plan"),
+            },
+            {"negative_text": "blurry, deformed, text, watermark", "adapter": ADAPTER},
+            [{"name": ADAPTER, "url": ADAPTER_URL, "directory": "ipadapter"}],
+        ),
+        "sampler": Node(
+            "MindEditEditSampler",
+            (1800, 110),
+            (340, 360),
+            {
+                "model": ("bridge", "model"),
+                "positive": ("bridge", "positive"),
+                "negative": ("bridge", "negative"),
+                "vae": ("checkpoint", "VAE"),
+                "image": ("picture", "IMAGE"),
+                "mask": ("picture", "MASK"),
+            },
+            {"control": "fixed", "steps": 25, "cfg": 7.5},
+        ),
+        "after": Node(
+            "SaveImage", (2220, 110), (480, 560), {"images": ("sampler", "image")}, {"filename_prefix": "MindEdit"}
+        ),
+    },
+    groups={
+        "Models": ["mllm", "checkpoint"],
+        "1 · A picture and a wish": ["picture"],
+        "2 · Think": ["optimizer", "insight"],
+        "3 · Tell the painter": ["bridge"],
+        "4 · Paint": ["sampler"],
+        "5 · Result": ["after"],
+    },
+)
+
+LAYOUTS = {"mind_edit_mini": MINI, "mind_edit_sd15": SD15}
+
+DRAW = """
+(async layout => {
+  app.graph.clear();
+  const nodes = {};
+  for (const [name, spec] of Object.entries(layout.nodes)) {
+    const node = LiteGraph.createNode(spec.type);
+    if (!node) throw new Error(`no node ${spec.type}`);
+    app.graph.add(node);
+    node.pos = spec.pos;
+    for (const [key, value] of Object.entries(spec.widgets)) {
+      const called = key === 'control' ? ['control_after_generate', 'control after generate'] : [key, 'value'];
+      let widget = node.widgets.find(w => called.includes(w.name));
+      if (!widget && node.type === 'MarkdownNote') widget = node.widgets[0];
+      if (!widget) throw new Error(`${spec.type} has no widget ${key}`);
+      widget.value = value;
+      if (node.type === 'MarkdownNote') node.properties.text = value;
+    }
+    node.setSize([spec.size[0], Math.max(spec.size[1], node.computeSize()[1])]);
+    nodes[name] = node;
+  }
+  for (const [name, spec] of Object.entries(layout.nodes))
+    for (const [input, [source, output]] of Object.entries(spec.links)) {
+      const from = nodes[source].outputs.findIndex(o => o.name === output);
+      const to = nodes[name].inputs.findIndex(i => i.name === input);
+      if (from < 0 || to < 0) throw new Error(`${source}.${output} -> ${name}.${input}`);
+      nodes[source].connect(from, nodes[name], to);
+    }
+  await new Promise(done => setTimeout(done, 500));
+  const sizes = Object.fromEntries(Object.entries(nodes).map(([name, node]) => [name, [...node.size]]));
+  const ids = Object.fromEntries(Object.entries(nodes).map(([name, node]) => [name, node.id]));
+  return {ids, sizes, graph: app.graph.serialize()};
+})
+"""
+
+
+def neighbour(name: str):
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def frame(layout: Layout, sizes: dict, names: list[str]) -> list[float]:
+    """x, y, width, height of a group around its nodes."""
+    boxes = [(*layout.nodes[name].pos, *sizes[name]) for name in names]
+    left, top = min(box[0] for box in boxes) - MARGIN, min(box[1] for box in boxes) - TITLE - HEADING
+    right, bottom = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
+    return [left, top, right + MARGIN - left, bottom + MARGIN - top]
+
+
+def publishable(layout: Layout, drawn: dict) -> dict:
+    """The drawn graph, with what another machine needs to find packs and models, without what only this one knows."""
+    graph, by_id = drawn["graph"], {number: name for name, number in drawn["ids"].items()}
+    for node in graph["nodes"]:
+        spec = layout.nodes[by_id[node["id"]]]
+        ours = node["type"].startswith("MindEdit")
+        node["properties"] = {
+            "Node name for S&R": node["type"],
+            "cnr_id": "mindedit" if ours else "comfy-core",
+            "ver": VERSION if ours else CORE_VERSION,
+            **({"models": spec.models} if spec.models else {}),
+        }
+        node.update(pos=list(spec.pos), size=[round(side) for side in drawn["sizes"][by_id[node["id"]]]])
+    graph["groups"] = [
+        {"id": number, "title": title, "bounding": frame(layout, drawn["sizes"], names), "flags": {}}
+        | {"color": COLOURS[number % len(COLOURS)]}
+        for number, (title, names) in enumerate(layout.groups.items(), start=1)
+    ]
+    for key in ("id", "revision"):
+        graph.pop(key, None)
+    graph["extra"] = {"ds": {"scale": 0.6, "offset": [60, 60]}}
+    return graph
+
+
+def main(address: str) -> None:
+    chromium = neighbour("chromium")
+    with chromium.Chromium(chromium.find_chromium()) as page:
+        frontend = chromium.Frontend(page, address)
+        for name, layout in LAYOUTS.items():
+            spec = {"nodes": {key: node._asdict() for key, node in layout.nodes.items()}}
+            graph = publishable(layout, page.run(f"{DRAW}({json.dumps(spec)})"))
+            write(WORKFLOWS / f"{name}.json", graph)
+            frontend.load(graph)
+            write(WORKFLOWS / "api" / f"{name}.json", frontend.prompt())
+            sys.stdout.write(f"{name}: {len(graph['nodes'])} nodes\n")
+
+
+def write(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
