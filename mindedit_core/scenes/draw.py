@@ -72,14 +72,15 @@ def triangle(pen):
 def star(pen):
     angles = [-np.pi / 2 + turn * np.pi / 5 for turn in range(10)]
     reach = [0.49 if turn % 2 == 0 else 0.21 for turn in range(10)]
-    pen.polygon(*[(0.5 + r * float(np.cos(a)), 0.53 + r * float(np.sin(a))) for a, r in zip(angles, reach)])
+    corners = zip(angles, reach, strict=True)
+    pen.polygon(*[(0.5 + r * float(np.cos(a)), 0.53 + r * float(np.sin(a))) for a, r in corners])
 
 
 def heart(pen):
     turns = [2 * np.pi * step / 60 for step in range(60)]
     x = [0.5 + 0.47 * float(np.sin(t)) ** 3 for t in turns]
     y = [0.46 - 0.029 * float(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) for t in turns]
-    pen.polygon(*zip(x, y))
+    pen.polygon(*zip(x, y, strict=True))
     pen.dot(0.3, 0.3, 0.07, pen.light)
 
 

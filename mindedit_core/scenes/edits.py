@@ -163,7 +163,7 @@ def move(scene: Scene) -> Iterator[Edit]:
         for slot, place in enumerate(PLACES):
             if free(scene, slot):
                 yield Edit("move {} to the {}", (it, place), moved(scene, thing, slot))
-        for direction, relation in zip(("left", "right", "up", "down"), STEPS):
+        for direction, relation in zip(("left", "right", "up", "down"), STEPS, strict=True):
             if free(scene, slot := neighbour(thing.slot, relation)):
                 yield Edit("move {} one step {}", (it, direction), moved(scene, thing, slot))
         for mark, name in landmarks(scene).items():

@@ -89,13 +89,14 @@ def judge_picture(image: np.ndarray, scene: Scene) -> Verdict:
     image: uint8[128, 128, 3]. Raises ValueError for another shape or dtype.
     """
     if image.shape != (128, 128, 3) or image.dtype != np.uint8:
-        raise ValueError(f"a picture of the world is uint8[128, 128, 3], got {image.dtype}{list(image.shape)}; resize it")
+        found = f"{image.dtype}{list(image.shape)}"
+        raise ValueError(f"a picture of the world is uint8[128, 128, 3], got {found}; resize it")
     picture = image.astype(np.float32) / 255
     background = read_background(picture)
     seen = read_slots(picture, background)
     wanted = [thing.look if thing else None for thing in map(scene.at, range(9))]
     problems = [f"{PLACES[slot]} shows {name_of(a)}, wanted {name_of(b)}"
-                for slot, (a, b) in enumerate(zip(seen, wanted)) if a != b]
+                for slot, (a, b) in enumerate(zip(seen, wanted, strict=True)) if a != b]
     if background != scene.background:
         problems.insert(0, f"the background is {background}, wanted {scene.background}")
     return Verdict(not problems, tuple(problems))

@@ -51,7 +51,7 @@ class Sample:
 
     @property
     def regions(self) -> tuple:
-        """Where the edit happens: boxes (x0, y0, x1, y1) in 0..1000 of changed slots, and "background" if it changes."""
+        """Where the edit happens: boxes (x0, y0, x1, y1) in 0..1000 of changed slots, "background" if that changes."""
         boxes = []
         for slot in changed_slots(self.source, self.target):
             things = [thing for thing in (self.source.at(slot), self.target.at(slot)) if thing]
@@ -75,7 +75,7 @@ def draw_scene(random: np.random.Generator) -> Scene:
     if count >= 3 and random.random() < 0.2:
         shared, odd = (str(colour) for colour in random.choice(COLOURS, 2, replace=False))
         colours = [odd, *[shared] * (count - 1)]
-    things = [draw_thing(random, slot, colour) for slot, colour in zip(slots, colours)]
+    things = [draw_thing(random, slot, colour) for slot, colour in zip(slots, colours, strict=True)]
     return Scene(str(random.choice(BACKGROUNDS)), tuple(things))
 
 
@@ -116,13 +116,15 @@ def sample(seed: int, *, version: int = VERSION, operation: str | None = None, s
     """Sample number `seed` of the world.
 
     seed: training below 2**31, evaluation from there on; the two share no scene graph.
-    operation: one of OPERATIONS; equally frequent if not given. steps: 1, or 2 to 4 for a program of different operations.
+    operation: one of OPERATIONS; equally frequent if not given
+    steps: 1, or 2 to 4 for a program of different operations
     Raises ValueError for an unknown version or operation, or another number of steps.
     """
     if version != VERSION:
         raise ValueError(f"the world has version {VERSION}, got {version}; use that one")
     if operation not in (None, *OPERATIONS) or steps not in ((1,) if operation else (1, 2, 3, 4)):
-        raise ValueError(f"either operation is one of {', '.join(OPERATIONS)}, or steps is 1 to 4, got {operation}, {steps}")
+        known = ", ".join(OPERATIONS)
+        raise ValueError(f"either operation is one of {known}, or steps is 1 to 4, got {operation}, {steps}")
     random = np.random.default_rng([version, seed])
     mine = seed >= EVALUATION_SEEDS
     names = [str(name) for name in random.choice(list(OPERATIONS), steps, replace=False)]

@@ -1,0 +1,143 @@
+"""What every recipe shares: a seeded loop with warm-up and decay, bf16 autocast, EMA, a log, and exact resume.
+
+A batch is a function of the step number alone, so a resumed run sees what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "mindedit_core" / "weights" / "mini"
+Losses = dict[str, Tensor]  # every entry is summed into the loss and logged by its name; "_name" is only logged
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """steps: optimiser steps; the learning rate warms up, stays, and falls linearly over the last `decay` of them."""
+
+    steps: int
+    learning_rate: float
+    batch_size: int
+    warm_up: int = 100
+    decay: float = 0.3
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    seed: int = 0
+    threads: int = 1
+    save_every: float = 120.0  # seconds
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rate at a step, 0..1."""
+        left = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return min(1.0, (step + 1) / max(1, self.warm_up), max(0.0, left))
+
+
+def arguments(description: str, defaults: Schedule, add: Callable | None = None) -> argparse.Namespace:
+    """Command line of a recipe: every field of its schedule, and where runs and weights lie."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in vars(defaults).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="checkpoints and logs, not tracked")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the mini: read and written")
+    if add:
+        add(parser)
+    return parser.parse_args()
+
+
+def schedule_of(options: argparse.Namespace) -> Schedule:
+    return Schedule(**{name: getattr(options, name) for name in Schedule.__dataclass_fields__})
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+class Run:
+    """One training run in a folder: `last.pt` to resume from, `log.jsonl` to read."""
+
+    def __init__(self, folder: Path, module: nn.Module, schedule: Schedule):
+        self.folder, self.module, self.schedule, self.step = folder, module, schedule, 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self.optimizer = torch.optim.AdamW(trainable(module), schedule.learning_rate, betas=(0.9, 0.98),
+                                           weight_decay=schedule.weight_decay)
+        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema))
+        if (folder / "last.pt").exists():
+            self.resume()
+
+    def state(self) -> dict:
+        return {"step": self.step, "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "average": self.average.state_dict(), "random": torch.get_rng_state()}
+
+    def save(self) -> None:
+        """Atomic: a killed save leaves the previous checkpoint whole."""
+        part = self.folder / f"last.{os.getpid()}.part"
+        torch.save(self.state(), part)
+        part.replace(self.folder / "last.pt")
+
+    def resume(self) -> None:
+        state = torch.load(self.folder / "last.pt", weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        self.step = state["step"]
+        print(f"resumed {self.folder} at step {self.step}", flush=True)
+
+    def log(self, line: dict) -> None:
+        with open(self.folder / "log.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(" ".join(f"{key}={value:.4g}" for key, value in line.items()), flush=True)
+
+
+def fit(run: Run, batches: Callable[[int], Iterable[dict]], losses: Callable[[dict], Losses],
+        validate: Callable[[nn.Module], dict[str, float]] | None = None, every: int = 500) -> nn.Module:
+    """Train to the end of the schedule and return the averaged module in eval mode.
+
+    batches(step) yields what steps step, step+1, ... train on; losses(batch) returns named scalars.
+    Raises FloatingPointError, naming the step, as soon as a loss is not finite.
+    """
+    schedule, started, seen, saved = run.schedule, time.time(), run.step, time.time()
+    torch.set_num_threads(schedule.threads)
+    stream = iter(batches(run.step))
+    while run.step < schedule.steps:
+        named = train_step(run, losses, next(stream))
+        run.step += 1
+        if run.step % 50 == 0:
+            rate = (run.step - seen) * schedule.batch_size / (time.time() - started)
+            run.log({"step": run.step, **named, "samples_per_second": rate})
+            started, seen = time.time(), run.step
+        if validate and run.step % every == 0:
+            run.log({"step": run.step, **validate(run.average.module.eval())})
+            started, seen = time.time(), run.step
+        if time.time() - saved > schedule.save_every or run.step == schedule.steps:
+            run.save()
+            saved = time.time()
+    return run.average.module.eval()
+
+
+def train_step(run: Run, losses: Callable[[dict], Losses], batch: dict) -> dict[str, float]:
+    """One optimiser step; returns the losses as numbers."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = run.schedule.learning_rate * run.schedule.rate(run.step)
+    run.module.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        named = losses(batch)
+    loss = sum(value for name, value in named.items() if not name.startswith("_"))
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"loss of step {run.step} in {run.folder} is {loss.item()}; lower the learning rate")
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(trainable(run.module), 1.0)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.average.update_parameters(run.module)
+    return {name: value.item() for name, value in named.items()}

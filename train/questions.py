@@ -1,0 +1,54 @@
+"""Questions about a picture with their answers: what the mini's language model is brought up on before MIND-Edit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mindedit_core.scenes import PLACES, Scene, Thing, caption
+from mindedit_core.scenes.edits import RELATIONS, landmarks, references
+from mindedit_core.scenes.grammar import say
+from mindedit_core.scenes.graph import neighbour
+
+Turn = tuple[str, str]  # question, answer
+
+
+def describe(scene: Scene) -> Turn:
+    return "describe the picture", caption(scene)
+
+
+def at_place(scene: Scene, random: np.random.Generator) -> Turn:
+    slot = int(random.integers(9)) if random.random() < 0.3 else any_thing(scene, random).slot
+    return f"what is at the {PLACES[slot]}", answer(slot, scene.at(slot))
+
+
+def beside(scene: Scene, random: np.random.Generator) -> Turn:
+    """What stands next to a thing that its kind names."""
+    marks = landmarks(scene)
+    steps = [(name, words[random.integers(2)], slot) for mark, name in marks.items()
+             for relation, words in RELATIONS.items() if (slot := neighbour(mark, relation)) is not None]
+    if not steps:
+        return refer(scene, random)
+    filled = [step for step in steps if scene.at(step[2])]
+    name, words, slot = (filled or steps)[random.integers(len(filled or steps))]
+    return f"what is {words} {name}", answer(slot, scene.at(slot))
+
+
+def refer(scene: Scene, random: np.random.Generator) -> Turn:
+    """Which thing a phrase means."""
+    thing = any_thing(scene, random)
+    phrases = references(scene, thing)
+    return f"where is {phrases[random.integers(len(phrases))]}", answer(thing.slot, thing)
+
+
+def answer(slot: int, thing: Thing | None) -> str:
+    return say(slot, thing)
+
+
+def any_thing(scene: Scene, random: np.random.Generator) -> Thing:
+    return scene.things[random.integers(len(scene.things))]
+
+
+def dialogue(scene: Scene, random: np.random.Generator, questions: int) -> list[Turn]:
+    """The description first, then questions of every sort, those about references twice as often."""
+    sorts = (at_place, beside, refer, refer)
+    return [describe(scene), *(sorts[random.integers(len(sorts))](scene, random) for _ in range(questions))]

@@ -1,0 +1,122 @@
+"""Trains the mini's painters: SD1.5-type UNets on cached latents, text by the frozen CLIP.
+
+    python -m train.unet --painter img2img --steps 6000     # about 40 minutes on one core of a small CPU
+    python -m train.unet --painter inpaint --steps 6000     # starts from the first, as SD-inpainting did
+    expected: 80 % of unseen edits judged right with the true mask and the true T_opt (inpaint)
+
+Epsilon prediction on SD1.5's noise schedule, min-SNR weights (Hang et al. 2023, gamma 5), text dropped one time in ten.
+The img2img painter learns whole scenes, parts of scenes, and T_opt; the inpainting one T_opt and whole scenes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from mindedit_core.model_files import load_model, save_model
+from train.common import Losses, Run, Schedule, arguments, fit, schedule_of
+from train.facts import part, tokens, whole
+from train.latents import Cache, known, latents
+
+CHANNELS = 16
+GAMMA = 5.0
+NOISE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
+
+
+def build(in_channels: int) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8, in_channels=in_channels, out_channels=CHANNELS, block_out_channels=(128,), layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), attention_head_dim=8,
+        cross_attention_dim=192, norm_num_groups=32)
+
+
+def widened(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """An inpainting UNet that starts equal to `unet`: the new input channels have zero weights."""
+    wide = build(2 * CHANNELS + 1)
+    state = unet.state_dict()
+    state["conv_in.weight"] = F.pad(state["conv_in.weight"], (0, 0, 0, 0, 0, CHANNELS + 1))
+    wide.load_state_dict(state)
+    return wide
+
+
+def caption(number: int, painter: str, random: np.random.Generator) -> tuple[str, str]:
+    """(text, which picture it tells of): T_opt, the whole scene, or a part of one; empty one time in ten."""
+    item, choice = known(number), random.random()
+    if random.random() < 0.1:
+        return "", "target"
+    if choice < (0.85 if painter == "inpaint" else 0.4):
+        return item.optimized, "target"
+    which = "source" if painter == "img2img" and random.random() < 0.5 else "target"
+    scene = getattr(item, which)
+    return (whole(scene) if choice < 0.9 else part(scene, random)).text, which
+
+
+def batches(schedule: Schedule, cache: Cache, painter: str):
+    def stream(step: int):
+        while True:
+            random = np.random.default_rng([schedule.seed, step, 6])
+            rows = random.integers(0, len(cache), schedule.batch_size)
+            said = [caption(int(row), painter, random) for row in rows]
+            clean = torch.stack([getattr(cache, which)[row] for row, (_, which) in zip(rows, said, strict=True)])
+            yield {"clean": clean.float(), "text": tokens([text for text, _ in said]),
+                   "mask": cache.mask[rows][:, None].float(), "masked": cache.masked[rows].float(),
+                   "timesteps": torch.from_numpy(random.integers(0, 1000, len(rows))),
+                   "noise": torch.from_numpy(random.standard_normal(clean.shape, np.float32))}
+            step += 1
+    return stream
+
+
+def weights(timesteps: Tensor) -> Tensor:
+    """min(SNR, gamma) / SNR, which tempers the easy low-noise steps."""
+    alphas = NOISE.alphas_cumprod[timesteps]
+    snr = alphas / (1 - alphas)
+    return snr.clamp(max=GAMMA) / snr
+
+
+def losses(unet: nn.Module, clip: nn.Module, painter: str):
+    def compute(batch: dict) -> Losses:
+        with torch.no_grad():
+            states = clip.text_model(**batch["text"]).last_hidden_state
+        inputs = NOISE.add_noise(batch["clean"], batch["noise"], batch["timesteps"])
+        if painter == "inpaint":
+            inputs = torch.cat([inputs, batch["mask"], batch["masked"]], 1)
+        predicted = unet(inputs, batch["timesteps"], states).sample.float()
+        error = (predicted - batch["noise"]).pow(2).mean((1, 2, 3))
+        return {"noise": (weights(batch["timesteps"]) * error).mean()}
+    return compute
+
+
+def start(options) -> UNet2DConditionModel:
+    if options.painter == "img2img":
+        return build(CHANNELS)
+    first: Path = options.weights / "unet.safetensors"
+    return widened(load_model(first)) if first.exists() else build(2 * CHANNELS + 1)
+
+
+def main() -> None:
+    def add(parser):
+        parser.add_argument("--painter", choices=("img2img", "inpaint"), required=True)
+        parser.add_argument("--count", type=int, default=20000, help="cached samples")
+
+    options = arguments(__doc__, Schedule(steps=6000, learning_rate=1e-3, batch_size=64, ema=0.999), add)
+    schedule = schedule_of(options)
+    torch.manual_seed(schedule.seed)
+    torch.set_num_threads(schedule.threads)
+    clip = load_model(options.weights / "clip.safetensors")
+    cache = latents(options.runs, options.weights, options.count)
+    unet = start(options).requires_grad_(True).train()
+    name = "unet" if options.painter == "img2img" else "unet_inpaint"
+    run = Run(options.runs / name, unet, schedule)
+    unet = fit(run, batches(schedule, cache, options.painter), losses(unet, clip, options.painter))
+    save_model(options.weights / f"{name}.safetensors", name, unet,
+               {"recipe": f"train.unet --painter {options.painter}", "seed": schedule.seed, "steps": run.step,
+                "data": f"scenes v1, {options.count} samples", "score": {}})
+
+
+if __name__ == "__main__":
+    main()
