@@ -22,6 +22,7 @@ from transformers.image_processing_utils import select_best_resolution
 from ..tensors import check_shape, to_rgb
 
 MEAN = STD = 0.5  # SigLIP
+SLIVER = 16  # longer side over shorter side; beyond it tiles would be a pixel high, which no image processor foresees
 
 
 def image_processor_class() -> type:
@@ -67,6 +68,15 @@ def shrink(pixels: np.ndarray, max_side: int | None) -> np.ndarray:
     scale = max_side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def thicken(pixels: np.ndarray) -> np.ndarray:
+    """uint8[H, W, 3]: a picture more than 16 times as long as it is wide is stretched to that; others are untouched."""
+    height, width = pixels.shape[:2]
+    least = -(-max(height, width) // SLIVER)
+    if min(height, width) >= least:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((max(width, least), max(height, least)), Image.Resampling.NEAREST))
 
 
 def views(pictures: Sequence[np.ndarray], processor: Any) -> dict[str, Tensor]:

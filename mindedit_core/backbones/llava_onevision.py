@@ -351,7 +351,8 @@ class LlavaOnevision:
         return self.dtype or torch.float32  # alone, a head stays in fp32; a host casts its weights to what comes in
 
     def _pixels(self, image: Tensor | np.ndarray) -> list[np.ndarray]:
-        return [llava_images.shrink(picture, self.max_side) for picture in llava_images.to_pixels(image)]
+        pixels = (llava_images.thicken(picture) for picture in llava_images.to_pixels(image))
+        return [llava_images.shrink(picture, self.max_side) for picture in pixels]
 
     def _side(self) -> int:
         return self.config.vision_config.image_size // self.config.vision_config.patch_size
