@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from .contracts import MAX_COORDINATE, Region
 
@@ -145,6 +146,11 @@ def estimate_clip_tokens(text: str) -> int:
     """
     words = re.findall(r"[^\W\d_]+|\d|[^\w\s]+|_", text)
     return 2 + sum(1 + (len(word) - 1) // 10 for word in words)
+
+
+def token_counter(tokenizer: Callable[..., Any]) -> Callable[[str], int]:
+    """Counts as the painter's own text encoder does, start and end token included, without cutting anything."""
+    return lambda text: len(tokenizer(text, truncation=False, verbose=False).input_ids)
 
 
 def _longest(pieces: list[str], count_tokens: Callable[[str], int], limit: int) -> str:

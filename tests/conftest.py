@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,9 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mindedit_core.inventory import find_comfyui
+from mindedit_core.model_files import MINI_FOLDER as WEIGHTS
+
 ROOT = Path(__file__).resolve().parents[1]
 NO_HOST = "no ComfyUI found: set COMFYUI_PATH, or stand in its custom_nodes, or have one at ~/ComfyUI"
-WEIGHTS = ROOT / "mindedit_core" / "weights" / "mini"
 
 
 # Fixtures ------------------------------------------------------------------------------------------------------------
@@ -52,13 +53,6 @@ def tiny_folder(tiny_parts, tmp_path_factory) -> Path:
     from mindedit_core.systems.tiny import save_tiny
 
     return save_tiny(tmp_path_factory.mktemp("tiny"), parts=tiny_parts)
-
-
-def find_comfyui() -> Path | None:
-    """COMFYUI_PATH, else the ComfyUI in whose custom_nodes this repository stands, else ~/ComfyUI."""
-    named = os.environ.get("COMFYUI_PATH")
-    places = [Path(named)] if named else [ROOT.parent.parent, Path.home() / "ComfyUI"]
-    return next((place for place in places if (place / "comfy").is_dir() and (place / "main.py").is_file()), None)
 
 
 @pytest.fixture(scope="session")

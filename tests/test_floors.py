@@ -17,9 +17,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("contracts", "tensors", "registry", "checkpoint"),
-    ("attention", "losses", "metrics", "prompts", "scenes"),
+    ("attention", "losses", "metrics", "pictures", "prompts", "scenes"),
     ("model_files", "backbones", "bridges", "designers", "painters"),
-    ("systems", "pipeline", "hosts"),
+    ("systems", "pipeline", "inventory", "hosts"),
     ("__init__", "__main__", "nodes", "train", "root"),
 )
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}

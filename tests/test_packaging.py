@@ -43,6 +43,12 @@ def test_tested_versions_satisfy_the_bounds(root, project, name):
     assert pins["torch"] == "2.13.0" and {"transformers", "diffusers"} <= set(pins)
 
 
+def test_doctor_knows_the_same_bounds(project):
+    from mindedit_core.inventory import FLOORS
+
+    assert project["project"]["dependencies"] == [f"{name}>={least}" for name, least in FLOORS.items()]
+
+
 def test_the_versions_agree(root, project):
     import mindedit_core
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,6 @@ class System:
     painter: Painter
     settings: PaintSettings = field(default_factory=PaintSettings)
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-def token_counter(tokenizer: Any) -> Callable[[str], int]:
-    """Length of a text for a painter's text encoder, start and end token included; descriptions are cut to fit it."""
-    return lambda text: len(tokenizer(text, truncation=False, verbose=False).input_ids)
 
 
 def load_system(name_or_folder: str | Path) -> System:

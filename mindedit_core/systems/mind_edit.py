@@ -23,7 +23,8 @@ from ..contracts import PaintSettings
 from ..designers.self_mllm import SelfMLLM
 from ..model_files import load_published
 from ..painters.unet import UNetPainter
-from . import System, token_counter
+from ..prompts import token_counter
+from . import System
 from .description import read_description
 
 REQUIRED = ("mllm", "sd|sd_inpaint", "ip_adapter")

@@ -16,7 +16,8 @@ from ..contracts import PaintSettings
 from ..designers.self_mllm import SelfMLLM
 from ..model_files import MINI_FILES, MINI_FOLDER, TOKENIZER, load_model, require_mini
 from ..painters.unet import UNetPainter
-from . import System, token_counter
+from ..prompts import token_counter
+from . import System
 
 SETTINGS = PaintSettings(steps=20, guidance_scale=3.0)
 

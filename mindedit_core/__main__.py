@@ -1,0 +1,271 @@
+"""The headless door: `mindedit edit | demo | doctor | convert`, or `python -m mindedit_core ...`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+DEMO_SEED = 2**31  # the first scene that training never saw
+DEMO_FOLDER = Path("build") / "demo"
+PAINT_OPTIONS = ("steps", "seed", "strength", "guidance_scale", "insight_scale", "negative")
+
+
+# edit ----------------------------------------------------------------------------------------------------------------
+
+
+def edit_file(arguments: argparse.Namespace) -> int:
+    """`mindedit edit IMAGE "instruction"`: writes the edited picture and a before/after picture."""
+    from .pictures import read_mask, read_picture, save_picture, side_by_side
+    from .prompts import check_instruction
+
+    check_instruction(arguments.instruction)
+    image, notes = read_picture(arguments.image)
+    mask, mask_notes = read_mask(arguments.mask) if arguments.mask else (None, [])
+    for note in (*notes, *mask_notes):
+        say_note(note)
+    system = load(arguments.system)
+    if system.name == "mini" and image.shape[1:3] != (128, 128):
+        say_note(f"the mini knows drawn scenes of 128x128 pixels; {arguments.image} is {size_of(image)}, expect little")
+    settings = settings_from(arguments, system).but(mask=mask, composite=not arguments.no_composite)
+    result, seconds = run(system, image, arguments.instruction, settings, arguments)
+    out = Path(arguments.out or f"{Path(arguments.image).stem}-edited.png")
+    print(f"edited in {seconds:.1f} s -> {save_picture(result.image, out)}")
+    compared = side_by_side([image, result.image])
+    print(f"before and after -> {save_picture(compared, out.with_name(f'{out.stem}-before-after.png'))}")
+    return 0
+
+
+def load(name: str) -> Any:
+    from .systems import load_system
+
+    started = time.perf_counter()
+    system = load_system(name)
+    print(f"system {system.name}, loaded in {time.perf_counter() - started:.1f} s")
+    return system
+
+
+def settings_from(arguments: argparse.Namespace, system: Any) -> Any:
+    """The system's own settings, changed by what was said on the command line."""
+    said = {name: value for name in PAINT_OPTIONS if (value := getattr(arguments, name)) is not None}
+    return system.settings.but(**said)
+
+
+def run(system: Any, image: Any, instruction: str, settings: Any, arguments: argparse.Namespace) -> tuple[Any, float]:
+    """The edit with its progress bars; T_raw and T_opt are printed as soon as they are known. Also its seconds."""
+    import torch
+
+    from .pipeline import edit
+
+    design = {"max_new_tokens": arguments.max_new_tokens, "temperature": arguments.temperature}
+    design["generator"] = torch.Generator().manual_seed(settings.seed)
+    started = time.perf_counter()
+    with bar("reading and writing", arguments.max_new_tokens) as tokens, bar("painting", settings.steps) as steps:
+        result = edit(
+            system,
+            image,
+            instruction,
+            settings,
+            design={**design, "on_token": lambda _: tokens()},
+            on_plan=lambda plan: tell(lambda: print(f"T_raw: {plan.raw}\nT_opt: {plan.text}"), tokens),
+            on_step=lambda _done, _of: steps(),
+            on_note=lambda note: tell(lambda: say_note(note)),
+        )
+    for note in result.notes:
+        say_note(note)
+    return result, time.perf_counter() - started
+
+
+def tell(speak: Callable[[], None], *finished: Callable[..., None]) -> None:
+    """Speak between progress bars without breaking them; close the bars that have finished."""
+    from tqdm import tqdm
+
+    for advance in finished:
+        advance(close=True)
+    with tqdm.external_write_mode(file=sys.stdout):
+        speak()
+
+
+@contextmanager
+def bar(what: str, total: int):
+    """A progress bar on stderr that appears with its first step: yields a function that advances it."""
+    from tqdm import tqdm
+
+    shown: list[tqdm] = []
+
+    def advance(close: bool = False) -> None:
+        if not close and not shown:
+            shown.append(tqdm(desc=what, total=total, leave=False, dynamic_ncols=True))
+        for each in shown:
+            each.close() if close else each.update()
+
+    try:
+        yield advance
+    finally:
+        advance(close=True)
+
+
+def say_note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def size_of(image: Any) -> str:
+    return f"{image.shape[2]}x{image.shape[1]}"
+
+
+# demo ----------------------------------------------------------------------------------------------------------------
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """`mindedit demo`: draws a scene, edits it, and lets the picture judge say what came of it."""
+    import torch
+
+    from .pictures import save_picture, side_by_side, to_uint8
+    from .scenes import judge_picture, judge_text, sample
+
+    scene = sample(arguments.scene, operation=arguments.operation)
+    image = torch.from_numpy(scene.source_image.copy())[None].float() / 255.0
+    mask = torch.from_numpy(scene.mask.copy())[None].float()
+    system = load(arguments.system)
+    settings = settings_from(arguments, system).but(mask=None if arguments.no_mask else mask)
+    print(f"scene {arguments.scene}: {scene.source_caption}")
+    result, seconds = run(system, image, scene.instruction, settings, arguments)
+    print(f"text judge:    {judge_text(result.plan.text, scene)}")
+    print(f"picture judge: {judge_picture(to_uint8(result.image[0]), scene.target)}")
+    print(f"the edit took {seconds:.1f} s")
+    shown = {"source": image, "mask": mask[..., None].expand(-1, -1, -1, 3), "result": result.image}
+    shown["before_after"] = side_by_side([image, result.image])
+    for name, picture in shown.items():
+        save_picture(picture, arguments.out / f"{name}.png")
+    print(f"pictures -> {arguments.out}/{{{','.join(shown)}}}.png")
+    return 0
+
+
+# doctor --------------------------------------------------------------------------------------------------------------
+
+
+def doctor(_: argparse.Namespace) -> int:
+    """`mindedit doctor`: 0 if the mini can run here, else 1."""
+    from . import inventory
+
+    sections = {
+        "packages": list(inventory.packages()),
+        "the built-in mini": list(inventory.mini()),
+        "ComfyUI and models of full size": list(inventory.comfyui(inventory.find_comfyui())),
+    }
+    for title, lines in sections.items():
+        print(title, *lines, sep="\n")
+    missing = [line.what for lines in sections.values() for line in lines if line.state == inventory.MISSING]
+    print(f"missing: {', '.join(missing)}" if missing else "all that the mini needs is here: try `mindedit demo`")
+    return int(bool(missing))
+
+
+# convert -------------------------------------------------------------------------------------------------------------
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """`mindedit convert IN OUT`: the tensors of a pickle (.bin, .pt, .ckpt), and nothing else of it, as safetensors."""
+    from .checkpoint import detect, save_checkpoint
+
+    tensors = read_pickle(arguments.source)
+    save_checkpoint(arguments.out, tensors, {"recipe": "mindedit convert"})
+    try:
+        kind = detect(tensors)
+    except ValueError:
+        kind = "of no kind known here"
+    print(f"{len(tensors)} tensors, {kind} -> {arguments.out}")
+    return 0
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Flat tensors of a pickle, read with weights_only: a file that wants to run code is refused."""
+    import pickle
+
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} holds more than tensors, or is damaged ({str(error).splitlines()[0]}); it is not read"
+        ) from None
+    tensors = dict(flattened(content.get("state_dict", content) if isinstance(content, dict) else {}))
+    if not tensors:
+        raise ValueError(f"{path} holds no named tensors, got {type(content).__name__}; give a state dict")
+    return tensors
+
+
+def flattened(content: dict[str, Any], prefix: str = ""):
+    """{"a": {"b": tensor}} -> ("a.b", tensor), the rest left out."""
+    import torch
+
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from flattened(value, f"{prefix}{key}.")
+        elif isinstance(value, torch.Tensor):
+            yield f"{prefix}{key}", value
+
+
+# The command line ----------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="mindedit", description="Edit a picture as an instruction says (MIND-Edit).")
+    commands = top.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("edit", help="edit a picture")
+    one.add_argument("image", type=Path, help="the picture")
+    one.add_argument("instruction", help="what should change, in plain words; it may be vague")
+    one.add_argument("--mask", type=Path, help="white where the picture may change; without it, everywhere")
+    one.add_argument("--out", type=Path, help="where the result goes (default: NAME-edited.png here)")
+    one.add_argument("--no-composite", action="store_true", help="do not put the source back outside the mask")
+    one.set_defaults(run=edit_file)
+    show = commands.add_parser("demo", help="draw a scene, edit it, judge the result")
+    show.add_argument(
+        "--scene", type=int, default=DEMO_SEED, help="number of the scene; training saw those below 2**31"
+    )
+    show.add_argument("--operation", help="add, remove, replace, recolour, resize, move or background (default: any)")
+    show.add_argument("--no-mask", action="store_true", help="edit without the mask, as in the paper")
+    show.add_argument("--out", type=Path, default=DEMO_FOLDER, help="folder for the pictures (default: %(default)s)")
+    show.set_defaults(run=demo)
+    for command in (one, show):
+        add_common(command)
+    look = commands.add_parser("doctor", help="what is installed, which models are where, what is missing")
+    look.set_defaults(run=doctor)
+    turn = commands.add_parser("convert", help="a pickle of weights (.bin, .pt, .ckpt) to safetensors")
+    turn.add_argument("source", type=Path)
+    turn.add_argument("out", type=Path)
+    turn.set_defaults(run=convert)
+    return top
+
+
+def add_common(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--system", default="mini", help="mini, or a folder with a system.json (default: mini)")
+    add("--seed", type=int, help="of the noise, and of the wording above temperature 0 (default: 0)")
+    add("--steps", type=int, help="sampler steps (default: the system's)")
+    add("--strength", type=float, help="0 keeps the picture, 1 starts from noise (default: the system's)")
+    add("--guidance-scale", type=float, help="how strictly the text is obeyed; 1 is off (default: the system's)")
+    add("--insight-scale", type=float, help="weight of the visual insight; 0 is off (default: 1)")
+    add("--negative", help="what the picture should not show")
+    add("--max-new-tokens", type=int, default=128, help="longest answer of the language model (default: %(default)s)")
+    add("--temperature", type=float, default=0.0, help="of the wording; 0 takes the likeliest words (default: 0)")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(words)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"mindedit {arguments.command}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"mindedit {arguments.command}: interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

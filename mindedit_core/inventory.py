@@ -1,0 +1,159 @@
+"""What is on this machine: packages, the mini, a ComfyUI and its models; what is missing, and where it goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from .checkpoint import detect, read_metadata, weight_files
+from .model_files import MINI_FILES, MINI_FOLDER, TOKENIZER
+
+OK, MISSING, OPTIONAL = "ok", "MISSING", "--"
+ROOT = Path(__file__).resolve().parents[1]
+HOST_PACKAGES = ("torch", "numpy", "pillow", "tqdm")
+FLOORS = {"diffusers": "0.35", "einops": "0.6", "safetensors": "0.4.2", "transformers": "4.57"}  # requirements.txt
+LLAVA = "llava_onevision"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One finding. state: OK, MISSING (something will not work) or OPTIONAL (not there, not needed for the mini)."""
+
+    state: str
+    what: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"  {self.state:8}{self.what:26}{self.detail}"
+
+
+def packages() -> Iterator[Line]:
+    """Python and every package that the core needs, with its version."""
+    yield Line(OK, "python", f"{platform.python_version()} on {platform.platform(terse=True)}")
+    for name in (*HOST_PACKAGES, *FLOORS):
+        yield _package(name, FLOORS.get(name))
+
+
+def _package(name: str, least: str | None) -> Line:
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Line(MISSING, name, f"pip install '{name}{'>=' + least if least else ''}'")
+    if least and _numbers(version) < _numbers(least):
+        return Line(MISSING, name, f"{version} is too old: pip install '{name}>={least}'")
+    return Line(OK, name, version)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version.partition("+")[0])[:3])
+
+
+def mini(folder: Path = MINI_FOLDER) -> Iterator[Line]:
+    """Every file of the mini: its size, recipe and score as its own metadata says."""
+    for name in MINI_FILES:
+        path = folder / name
+        if not path.is_file():
+            yield Line(MISSING, name, f"goes into {folder}; `git checkout` it, or train it with the recipes in train/")
+        else:
+            yield _described(path)
+
+
+def _described(path: Path) -> Line:
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    if path.name == TOKENIZER:
+        return Line(OK, path.name, size)
+    try:
+        said = read_metadata(path)
+    except ValueError as error:
+        return Line(MISSING, path.name, str(error))
+    facts = [f"{key} {said[key]}" for key in ("recipe", "steps", "score") if key in said]
+    return Line(OK, path.name, ", ".join([size, *facts]))
+
+
+# ComfyUI -------------------------------------------------------------------------------------------------------------
+
+
+def find_comfyui() -> Path | None:
+    """COMFYUI_PATH, else the ComfyUI in whose custom_nodes this repository stands, else ~/ComfyUI."""
+    named = os.environ.get("COMFYUI_PATH")
+    places = [Path(named)] if named else [ROOT.parent.parent, Path.home() / "ComfyUI"]
+    return next((place for place in places if (place / "main.py").is_file() and (place / "comfy").is_dir()), None)
+
+
+def comfyui(place: Path | None) -> Iterator[Line]:
+    """The host and the models of full size in its folders."""
+    if place is None:
+        yield Line(OPTIONAL, "ComfyUI", "not found; set COMFYUI_PATH if you have one")
+        return
+    yield Line(OK, "ComfyUI", f"{_version(place)} at {place}")
+    yield _installed(place)
+    models = place / "models"
+    yield from _listed("LLaVA-OneVision", models / "LLM", _mllms(models / "LLM"), "a folder of llava-hf/*-ov-hf")
+    yield from _listed(
+        "MIND-Edit adapter", models / "mindedit", _files(models / "mindedit", ("mind_edit",)), "made by train.mind_edit"
+    )
+    kinds = ("ip_adapter", "ip_adapter_plus", "ip_adapter_full_face", "ip_adapter_faceid")
+    yield from _listed(
+        "IP-Adapter", models / "ipadapter", _files(models / "ipadapter", kinds), "ip-adapter_sd15.safetensors of h94"
+    )
+    yield from _listed(
+        "Stable Diffusion", models / "checkpoints", _files(models / "checkpoints", ("sd_checkpoint",)), "an SD1.5 file"
+    )
+
+
+def _version(place: Path) -> str:
+    path = place / "comfyui_version.py"
+    found = re.search(r'"([\d.]+)"', path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found.group(1) if found else "of unknown version"
+
+
+def _installed(place: Path) -> Line:
+    nodes = place / "custom_nodes"
+    links = [entry for entry in nodes.iterdir() if entry.resolve() == ROOT] if nodes.is_dir() else []
+    if links:
+        return Line(OK, "MindEdit in ComfyUI", str(links[0]))
+    return Line(OPTIONAL, "MindEdit in ComfyUI", f"not there; clone or link this repository into {nodes}")
+
+
+def _listed(what: str, folder: Path, found: list[str], wanted: str) -> Iterator[Line]:
+    yield from (Line(OK, what, f"{folder.name}/{name}") for name in found)
+    if not found:
+        yield Line(OPTIONAL, what, f"none; {wanted} goes into {folder}")
+
+
+def _mllms(folder: Path) -> list[str]:
+    found = []
+    for config in sorted(folder.glob("**/config.json")):
+        try:
+            if json.loads(config.read_text(encoding="utf-8")).get("model_type") == LLAVA:
+                found.append(f"{config.parent.relative_to(folder)}{_complaint(config.parent)}")
+        except (ValueError, AttributeError, OSError):
+            continue
+    return found
+
+
+def _complaint(folder: Path) -> str:
+    try:
+        weight_files(folder)
+    except ValueError as error:
+        return f" (unusable: {error})"
+    return ""
+
+
+def _files(folder: Path, kinds: tuple[str, ...]) -> list[str]:
+    found = []
+    for path in sorted(folder.glob("**/*.safetensors")):
+        try:
+            kind = detect(path)
+        except ValueError:
+            continue
+        if kind in kinds:
+            name = path.relative_to(folder).as_posix()
+            found.append(name if kind == kinds[0] else f"{name} ({kind}: not supported yet)")
+    return found
