@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 
 def say(node_id: str | None, text: str) -> None:
     """Show `text` on the node. Without a running server (tests, scripts) it is only not shown."""
-    from server import PromptServer
-
-    server = getattr(PromptServer, "instance", None)
+    module = sys.modules.get("server")  # not imported here: it brings the whole web application
+    server = getattr(getattr(module, "PromptServer", None), "instance", None)
     if node_id and server is not None:
         server.send_progress_text(text, node_id)
 
@@ -20,8 +20,9 @@ def stream_to(node_id: str | None) -> Callable[[str, int], None]:
     written: list[str] = []
 
     def on_token(piece: str, _count: int) -> None:
-        written.append(piece)
-        say(node_id, "".join(written))
+        if piece:
+            written.append(piece)
+            say(node_id, "".join(written))
 
     return on_token
 
