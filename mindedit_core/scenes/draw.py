@@ -228,12 +228,12 @@ def render(scene: Scene) -> np.ndarray:
     return np.rint(picture * 255).astype(np.uint8)
 
 
-def silhouette(thing: Thing, grow: int = 1) -> np.ndarray:
-    """Where a thing covers the background, grown by `grow` pixels: bool[128, 128]."""
-    covered = Image.new("L", (PICTURE_SIZE, PICTURE_SIZE))
-    alpha = sprite(thing.kind, thing.colour, thing.size)[..., 3]
-    covered.paste(Image.fromarray(np.uint8(alpha > 0) * 255), box_of(thing)[:2])
-    return np.asarray(covered.filter(ImageFilter.MaxFilter(2 * grow + 1)) if grow else covered) > 0
+def silhouette(thing: Thing) -> np.ndarray:
+    """Where a thing hides the background altogether: bool[128, 128]."""
+    hidden = np.zeros((PICTURE_SIZE, PICTURE_SIZE), bool)
+    x0, y0, x1, y1 = box_of(thing)
+    hidden[y0:y1, x0:x1] = sprite(thing.kind, thing.colour, thing.size)[..., 3] > 0.999
+    return hidden
 
 
 def edit_mask(source: Scene, target: Scene) -> np.ndarray:
