@@ -20,9 +20,11 @@ PAINT_OPTIONS = ("steps", "seed", "strength", "guidance_scale", "insight_scale",
 
 def edit_file(arguments: argparse.Namespace) -> int:
     """`mindedit edit IMAGE "instruction"`: writes the edited picture and a before/after picture."""
-    from .pictures import read_mask, read_picture, save_picture, side_by_side
+    from .pictures import picture_format, read_mask, read_picture, save_picture, side_by_side
     from .prompts import check_instruction
 
+    out = Path(arguments.out or f"{Path(arguments.image).stem}-edited.png")
+    picture_format(out)  # said before the work, not after it
     check_instruction(arguments.instruction)
     image, notes = read_picture(arguments.image)
     mask, mask_notes = read_mask(arguments.mask) if arguments.mask else (None, [])
@@ -33,7 +35,6 @@ def edit_file(arguments: argparse.Namespace) -> int:
         say_note(f"the mini knows drawn scenes of 128x128 pixels; {arguments.image} is {size_of(image)}, expect little")
     settings = settings_from(arguments, system).but(mask=mask, composite=not arguments.no_composite)
     result, seconds = run(system, image, arguments.instruction, settings, arguments)
-    out = Path(arguments.out or f"{Path(arguments.image).stem}-edited.png")
     print(f"edited in {seconds:.1f} s -> {save_picture(result.image, out)}")
     compared = side_by_side([image, result.image])
     print(f"before and after -> {save_picture(compared, out.with_name(f'{out.stem}-before-after.png'))}")

@@ -44,11 +44,8 @@ def read_mask(path: str | Path) -> tuple[Tensor, list[str]]:
 
 def save_picture(image: Tensor, path: str | Path) -> Path:
     """Write float[H, W, 3] or float[1, H, W, 3] in 0..1; the file is complete or not there."""
-    path = Path(path)
+    path, kind = Path(path), picture_format(path)
     picture = to_pil(image)
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in Image.SAVE:
-        raise ValueError(f"cannot write a picture to {path}: its ending must be one of .png, .jpg, .webp, ...")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -57,6 +54,14 @@ def save_picture(image: Tensor, path: str | Path) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def picture_format(path: str | Path) -> str:
+    """The format that the file's ending asks for, such as "PNG". Raises ValueError if it asks for none."""
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    if kind not in Image.SAVE:
+        raise ValueError(f"cannot write a picture to {path}: its ending must be one of .png, .jpg, .webp, ...")
+    return kind
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -97,3 +97,12 @@ def test_no_machine_path_is_in_the_tracked_files(root):
     arguments = ["git", "-C", str(root), "grep", "-nIE", pattern, "--", ".", ":!tests/test_packaging.py"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "module", ["mindedit_core.painters.unet", "nodes.schema", "train.unet", "tests.core.test_main"]
+)
+def test_a_warning_from_our_own_lines_is_a_failure(module):
+    code = compile("import warnings; warnings.warn('ours')", "ours.py", "exec")
+    with pytest.raises(UserWarning, match="ours"):
+        exec(code, {"__name__": module})  # noqa: S102 -- a module of that name, one line long
