@@ -37,7 +37,24 @@ class _Cast:
 
 
 class Linear(_Cast, ops.Linear):
-    pass
+    """The host merges a LoRA in a dtype of its choice, fp16 on a GPU; these two make it an fp32 sum and one cast."""
+
+    def convert_weight(self, weight: Tensor, inplace: bool = False, **_) -> Tensor:
+        """What the host adds to: the stored weight, where `weight`, the host's own cast of it, lies."""
+        return self.weight.to(weight.device, torch.float32, copy=True)
+
+    def set_weight(
+        self, weight: Tensor, inplace_update: bool = False, seed: int | None = None, return_weight: bool = False, **_
+    ) -> Tensor | None:
+        """Put the sum in place, in the stored dtype."""
+        weight = weight.to(self.weight.dtype)
+        if return_weight:
+            return weight
+        if inplace_update:
+            self.weight.data.copy_(weight)
+        else:
+            self.weight = nn.Parameter(weight, requires_grad=False)
+        return None
 
 
 class Conv1d(_Cast, ops.Conv1d):

@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checkpoint import read_shapes
 from ..contracts import MAX_COORDINATE, Insight, Interrupted, Plan
+from ..prompts import token_counter
 from ..tensors import image_key
 from .comfy_folders import MINI, NO_ADAPTER, resolve_adapter, resolve_mllm
 from .comfy_managed import Box, compute_dtype, manage, stored_in, to_intermediate
@@ -55,17 +57,26 @@ def from_paths(folder: Path, adapter: Path | None = None, mllm_id: str | None = 
     from ..backbones.llava_loading import MINI_WEIGHTS, stored_dtype
     from ..backbones.llava_onevision import LlavaOnevision
 
-    is_mini = not (folder / "config.json").is_file()
-    stored = stored_dtype(folder / MINI_WEIGHTS) if is_mini and (folder / MINI_WEIGHTS).is_file() else None
+    weights = folder / MINI_WEIGHTS
+    is_mini = weights.is_file()
+    read_shapes(weights if is_mini else folder)  # every shard is there and whole
+    stored = stored_dtype(weights if is_mini else folder)
     options = {} if mllm_id is None else {"mllm_id": mllm_id}
     # the mini is read in fp32 and then stored in its own dtype: casting the whole module would round its buffers too
-    dtype = torch.float32 if is_mini else stored_dtype(folder)
-    core = LlavaOnevision.from_folder(folder, dtype, **options)
-    if stored is not None:
+    core = LlavaOnevision.from_folder(folder, torch.float32 if is_mini else stored, **options)
+    if is_mini:
         stored_in(core.model, stored)
     if adapter is not None:
         core.attach(adapter, merge=False)
-    return ManagedMLLM(core, torch.float32 if is_mini else None)
+    counter = token_counter(core.tokenizer) if is_mini else clip_counter()  # the mini's CLIP has the same tokenizer
+    return ManagedMLLM(core, torch.float32 if is_mini else None, counter)
+
+
+def clip_counter() -> Callable[[str], int]:
+    """Length of a text for CLIP-L, start and end token included, by the host's own tokenizer."""
+    from comfy.sd1_clip import SDTokenizer
+
+    return token_counter(SDTokenizer().tokenizer)
 
 
 class ManagedMLLM:
@@ -75,9 +86,12 @@ class ManagedMLLM:
     head_patcher: that of the VisionHead, None without one; a plan that carries its states needs no more than this
     """
 
-    def __init__(self, core: Any, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, core: Any, dtype: torch.dtype | None = None, count_tokens: Callable[[str], int] | None = None
+    ) -> None:
         device = mm.text_encoder_device()
         stored = next(core.model.parameters()).dtype
+        self.count_tokens = count_tokens
         self.core, self.dtype = core, dtype or compute_dtype(stored, device)
         self.patcher = manage(Box(self.dtype, mllm=core.model), device, mm.text_encoder_offload_device())
         self.head_patcher = None
@@ -118,7 +132,7 @@ class ManagedMLLM:
             [self.patcher], memory_required=reading_memory(self.core, image, instruction, max_new_tokens)
         )
         with as_host_interrupt():
-            plans = SelfMLLM(self.core).design_each(
+            plans = SelfMLLM(self.core, self.count_tokens).design_each(
                 image,
                 instruction,
                 max_new_tokens=max_new_tokens,

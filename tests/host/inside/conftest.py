@@ -24,8 +24,9 @@ if HOST:
 @pytest.fixture(scope="session", autouse=True)
 def mini_folder(request):
     """The built-in mini is a tiny one, random parts in the same files, unless the environment names another."""
-    from mindedit_core.hosts.comfy_folders import MINI_VARIABLE
+    from mindedit_core.hosts.comfy_folders import MINI_VARIABLE, register
 
+    register()
     with pytest.MonkeyPatch.context() as patch:
         if MINI_VARIABLE not in os.environ:
             patch.setenv(MINI_VARIABLE, str(request.getfixturevalue("tiny_folder")))

@@ -1,0 +1,171 @@
+"""Model folders under ComfyUI: found, listed, and where a missing file goes; folders that are damaged say what is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import folder_paths
+import pytest
+import torch
+
+from mindedit_core.checkpoint import CheckpointError, save_checkpoint
+from mindedit_core.hosts import comfy_folders, comfy_mllm
+from mindedit_core.hosts.comfy_folders import MINI, NO_ADAPTER
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """An empty models folder, and folder keys as at the host's start."""
+    known = {key: value for key, value in folder_paths.folder_names_and_paths.items() if key not in comfy_folders.WHAT}
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return tmp_path
+
+
+def put(path, text=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_registering_makes_no_folder_and_can_be_repeated(models):
+    comfy_folders.register()
+    comfy_folders.register()
+    assert list(models.iterdir()) == []
+    assert folder_paths.get_folder_paths("LLM") == [str(models / "LLM")]
+    assert folder_paths.folder_names_and_paths["mindedit"] == ([str(models / "mindedit")], {".safetensors"})
+    assert comfy_folders.list_mllms() == [MINI]
+    assert comfy_folders.list_adapters() == [NO_ADAPTER, MINI]
+    assert comfy_folders.list_ip_adapters() == [MINI]
+
+
+def test_paths_and_extensions_of_others_are_kept(models, tmp_path):
+    """extra_model_paths.yaml runs before packs load; IPAdapter_plus registers .bin files too."""
+    folder_paths.add_model_folder_path("mindedit", str(tmp_path / "elsewhere"))
+    folder_paths.folder_names_and_paths["ipadapter"] = ([str(tmp_path / "theirs")], {".bin", ".safetensors"})
+    comfy_folders.register()
+    assert folder_paths.get_folder_paths("mindedit") == [str(tmp_path / "elsewhere"), str(models / "mindedit")]
+    assert folder_paths.folder_names_and_paths["ipadapter"][1] == {".bin", ".safetensors"}
+    put(tmp_path / "elsewhere" / "head.safetensors")
+    put(tmp_path / "elsewhere" / "README.md")
+    put(tmp_path / "theirs" / "old.bin")
+    put(tmp_path / "theirs" / "ip-adapter_sd15.safetensors")
+    assert comfy_folders.list_adapters() == [NO_ADAPTER, MINI, "head.safetensors"]
+    assert comfy_folders.list_ip_adapters() == [MINI, "ip-adapter_sd15.safetensors"]
+    assert comfy_folders.resolve_adapter("head.safetensors") == tmp_path / "elsewhere" / "head.safetensors"
+
+
+def test_folders_of_known_mllms_are_listed(models):
+    comfy_folders.register()
+    llm = models / "LLM"
+    put(llm / "llava-onevision-0.5b" / "config.json", json.dumps({"model_type": "llava_onevision"}))
+    put(llm / "org" / "llava-onevision-7b" / "config.json", json.dumps({"model_type": "llava_onevision"}))
+    put(llm / "Florence-2" / "config.json", json.dumps({"model_type": "florence2"}))
+    put(llm / "broken" / "config.json", "{")
+    put(llm / ".cache" / "config.json", json.dumps({"model_type": "llava_onevision"}))
+    assert comfy_folders.list_mllms() == [MINI, "llava-onevision-0.5b", "org/llava-onevision-7b"]
+    assert comfy_folders.resolve_mllm("org/llava-onevision-7b") == llm / "org" / "llava-onevision-7b"
+
+
+@pytest.mark.parametrize("choice", ["../../etc", "/etc", "Florence-2", "nothing"])
+def test_a_value_that_is_not_in_the_list_is_refused_with_the_place(choice, models):
+    comfy_folders.register()
+    with pytest.raises(FileNotFoundError, match="is not there; put a LLaVA-OneVision folder .* under .*LLM"):
+        comfy_folders.resolve_mllm(choice)
+    with pytest.raises(FileNotFoundError, match="put a base IP-Adapter, e.g. ip-adapter_sd15.safetensors"):
+        comfy_folders.resolve_ip_adapter(f"{choice}.safetensors")
+
+
+def test_a_fingerprint_follows_the_file(models):
+    comfy_folders.register()
+    path = put(models / "mindedit" / "head.safetensors", "one")
+    before = comfy_folders.fingerprint("adapter", "head.safetensors")
+    path.write_text("three")
+    assert before != comfy_folders.fingerprint("adapter", "head.safetensors") != ""
+    assert comfy_folders.fingerprint("adapter", "gone.safetensors") == ""
+    assert comfy_folders.fingerprint("mini", MINI) == comfy_folders.fingerprint("mllm", MINI) != ""
+
+
+# A full-size MLLM's folder, small -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tiny_parts, tmp_path_factory):
+    """A LLaVA-OneVision folder in the published layout, bf16 and sharded, as `save_pretrained` writes it."""
+    import copy
+
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("published")
+    model = copy.deepcopy(tiny_parts["mllm"]).to(torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size="60KB")
+    tokenizer: PreTrainedTokenizerFast = tiny_parts["tokenizer"]
+    tokenizer.save_pretrained(folder)
+    template = "{% for m in messages %}<|user|>{% for p in m['content'] %}"
+    template += (
+        "{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}{% endfor %}<|end|>{% endfor %}"
+    )
+    (folder / "chat_template.jinja").write_text(template + "<|assistant|>")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+def test_a_published_folder_is_read_in_its_stored_dtype(published, generator):
+    from mindedit_core.hosts.comfy_managed import unmanaged
+
+    mllm = comfy_mllm.from_paths(published)
+    assert {parameter.dtype for parameter in mllm.core.model.parameters()} == {torch.bfloat16}
+    assert mllm.dtype == torch.float32 and not mllm.has_head
+    assert unmanaged(mllm.patcher.model) == []
+    plan = mllm.design(torch.rand(1, 90, 160, 3, generator=generator), "make it blue", max_new_tokens=4)
+    assert plan.states.hidden.dtype == torch.float32
+    assert mllm.count_tokens("a red cup") == 5  # CLIP's own: start, three words, end
+
+
+def test_missing_shards_and_truncated_files_are_named(published, tmp_path):
+    broken = shutil.copytree(published, tmp_path / "missing")
+    shard = sorted(broken.glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=f"lacks 1 of .* shards .* first: {shard.name}"):
+        comfy_mllm.from_paths(broken)
+    broken = shutil.copytree(published, tmp_path / "truncated")
+    shard = sorted(broken.glob("*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
+        comfy_mllm.from_paths(broken)
+
+
+def test_a_truncated_ip_adapter_is_named(mini_folder, tmp_path):
+    from mindedit_core.hosts.comfy_adapter import load_adapter
+
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes((mini_folder / "ip_adapter.safetensors").read_bytes()[:500])
+    with pytest.raises(CheckpointError, match="cut.safetensors .* not a complete safetensors file"):
+        load_adapter(path)
+    other = save_checkpoint(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, {})
+    with pytest.raises(CheckpointError, match="base IP-Adapter .* is needed, found"):
+        load_adapter(other)
+
+
+# What a start costs ---------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_hosts_brings_in_nothing_heavy():
+    """By a fresh process with the host's own modules: no diffusers, no weights, no device memory."""
+    import subprocess
+
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:2]; sys.path.append(sys.argv[2]);"
+        "from comfy.cli_args import args; args.cpu = True;"
+        "import nodes; known = set(sys.modules);"
+        "from mindedit_core.hosts import comfy_adapter, comfy_folders, comfy_managed, comfy_mini, comfy_mllm;"
+        "from mindedit_core.hosts import comfy_sampler, comfy_text;"
+        "new = {name.split('.')[0] for name in set(sys.modules) - known}; sys.stdout.write(' '.join(sorted(new)))"
+    )
+    roots = [sys.path[0], str(comfy_folders.MINI_FOLDER.parents[2])]
+    command = [sys.executable, "-c", code, folder_paths.__file__.rsplit("/", 1)[0], roots[1]]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "mindedit_core"
