@@ -21,6 +21,7 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
+import comfy.taesd.taesd
 import comfy.utils
 import torch
 import torch.nn.functional as F
@@ -271,30 +272,18 @@ class MiniVAE(comfy.sd.VAE):
     """
 
     def __init__(self, autoencoder: Any) -> None:
+        # the host's constructor sets whatever its methods read (other hosts, other names); then its model is exchanged
+        super().__init__(sd=comfy.taesd.taesd.TAESD(latent_channels=4).state_dict())
         config = autoencoder.config
         self.first_stage_model = AutoencoderBox(COMPUTE, autoencoder=autoencoder)
+        self.patcher = manage(self.first_stage_model, self.device, mm.vae_offload_device())
         self.downscale_ratio = self.upscale_ratio = 2 ** (len(config["encoder_block_out_channels"]) - 1)
         self.latent_channels, self.scaling_factor = config["latent_channels"], config["scaling_factor"]
-        self.latent_dim, self.output_channels, self.pad_channel_value = 2, 3, None
-        self.process_input = lambda image: image * 2.0 - 1.0
-        self.process_output = lambda image: torch.clamp((image + 1.0) / 2.0, 0.0, 1.0)
-        self._set_memory()
-        self._set_devices()
-        self.rgb, self.blank = self._preview()
-
-    def _set_memory(self) -> None:
-        """Bytes a pass needs: some 200 channels at a quarter of the pixels, several of them alive at a time."""
-        per_pixel = 200 * 4
-        self.memory_used_encode = lambda shape, dtype: shape[2] * shape[3] * per_pixel * mm.dtype_size(dtype)
+        self.working_dtypes, self.vae_dtype, self.size = [COMPUTE], COMPUTE, None
+        # bytes of a pass: some 200 channels at a quarter of the pixels, several of them alive at a time
+        self.memory_used_encode = lambda shape, dtype: 800 * shape[2] * shape[3] * mm.dtype_size(dtype)
         self.memory_used_decode = lambda shape, dtype: self.memory_used_encode(shape, dtype) * self.upscale_ratio**2
-        self.working_dtypes, self.vae_dtype = [COMPUTE], COMPUTE
-        self.disable_offload, self.size = False, None
-
-    def _set_devices(self) -> None:
-        self.not_video, self.crop_input = False, True
-        self.upscale_index_formula = self.downscale_index_formula = self.extra_1d_channel = None
-        self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
-        self.patcher = manage(self.first_stage_model, self.device, mm.vae_offload_device())
+        self.rgb, self.blank = self._preview()
 
     @torch.inference_mode()
     def _preview(self) -> tuple[Tensor, Tensor]:

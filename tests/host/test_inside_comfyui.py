@@ -9,22 +9,22 @@ import subprocess
 import pytest
 
 FOLDER = "tests/host/inside"
-FILES = ("test_adapter_patch", "test_edit_sampler", "test_folders", "test_managed_mllm", "test_mini_parts")
 
 
-def test_every_file_of_the_folder_is_run(root):
-    assert sorted(path.stem for path in (root / FOLDER).glob("test_*.py")) == sorted(FILES)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_inside(name, root, comfyui_path, comfyui_python, host_facts):
-    command = [comfyui_python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", f"{FOLDER}/{name}.py"]
-    done = run(command, root, comfyui_path)
-    counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)}
-    host_facts.setdefault("inside", {})[name] = counts
-    assert done.returncode == 0 and counts.get("passed"), f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"
-
-
-def run(command, root, comfyui_path):
+def run(marks, root, comfyui_path, python):
+    """What pytest printed, and its counts by outcome."""
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks, FOLDER]
     environment = {**os.environ, "COMFYUI_INSIDE": str(comfyui_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)}
+    assert done.returncode == 0 and counts.get("passed"), f"{done.stdout[-12000:]}\n{done.stderr[-2000:]}"
+    return counts
+
+
+def test_inside(root, comfyui_path, comfyui_python, host_facts):
+    host_facts["inside"] = run("not slow", root, comfyui_path, comfyui_python)
+
+
+@pytest.mark.slow
+def test_inside_slow(root, comfyui_path, comfyui_python, host_facts):
+    host_facts["inside_slow"] = run("slow", root, comfyui_path, comfyui_python)

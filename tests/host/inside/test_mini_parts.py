@@ -10,7 +10,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 import nodes
 from mindedit_core.checkpoint import CheckpointError, load_tensors, read_metadata, save_checkpoint
-from mindedit_core.hosts import comfy_mini
+from mindedit_core.hosts import comfy_managed, comfy_mini
 from mindedit_core.model_files import load_model
 from mindedit_core.painters import unet as headless
 
@@ -111,10 +111,12 @@ def test_the_hosts_vae_nodes_take_it(vae, generator):
     assert 0 <= whole.min() and whole.max() <= 1
 
 
-def test_the_vae_has_every_attribute_of_the_hosts_own(vae, mini_folder):
-    """A host VAE built by the host's own constructor, for comparison: tiny autoencoder of taesd's layout."""
-    theirs = comfy.sd.VAE(sd={"taesd_decoder.1.weight": torch.zeros(64, 4, 3, 3)})
-    assert set(vars(theirs)) <= set(vars(vae)), set(vars(theirs)) - set(vars(vae))
+def test_the_vae_is_the_boxed_autoencoder_and_nothing_else(vae):
+    assert comfy_managed.unmanaged(vae.first_stage_model) == []
+    assert vae.patcher.model is vae.first_stage_model
+    assert {parameter.dtype for parameter in vae.first_stage_model.parameters()} == {torch.float16}
+    parameters = sum(parameter.numel() * 2 for parameter in vae.first_stage_model.parameters())
+    assert vae.get_ram_usage() >= parameters and vae.size < 1.5 * parameters + 10_000
 
 
 def test_blank_latents_are_those_of_grey(models, vae):
