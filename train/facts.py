@@ -51,7 +51,7 @@ def tokens(texts: list[str]) -> dict[str, Tensor]:
 def fact_ends(input_ids: Tensor) -> Tensor:
     """Where the last token of each fact stands (before a comma or the end): bool[B, L]."""
     words = tokenizer()
-    comma = words(",", add_special_tokens=False)["input_ids"][-1]
+    comma = words("a,", add_special_tokens=False)["input_ids"][-1]  # a comma that follows a word
     ends = (input_ids[:, 1:] == comma) | (input_ids[:, 1:] == words.eos_token_id)
     return torch.nn.functional.pad(ends, (0, 1))
 

@@ -1,0 +1,224 @@
+"""Scores a system on unseen scenes of the world, with 95 % bootstrap intervals.
+
+    python -m train.evaluate --system mini --seed 0 --n 500 --json build/evaluation.json
+
+The model gets the rendered source, T_raw, and the mask where said; nothing else. Variants share weights and seeds:
+full; text_only (lambda = 0); insight_only (the prompt is T_raw); neither; oracle (true T_opt, true target embedding).
+
+    t_opt_exact         T_opt says the right facts (text judge); _grey: the same model on a grey picture
+    success_mask        one edit, true mask, picture judge        success_multi_step   programs of 2-4, true union mask
+    success_img2img     one edit, no mask                         psnr, ssim           in the mask's box, not composited
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mindedit_core import load_system
+from mindedit_core.contracts import Insight, PaintSettings, Plan
+from mindedit_core.metrics import bootstrap_interval, mask_box, paired_interval, psnr, ssim
+from mindedit_core.pipeline import join_conditions
+from mindedit_core.scenes import EVALUATION_SEEDS, OPERATIONS, Sample, judge_picture, judge_text, sample
+from mindedit_core.tensors import composite
+from train.mind_edit import image_embeds
+
+VARIANTS = ("full", "text_only", "insight_only", "neither", "oracle")
+ABLATIONS = ("text_only", "insight_only", "neither")
+STRENGTH = {"success_img2img": 0.85}
+Scores = dict[str, list[float]]  # metric -> one value a sample
+
+
+def singles(seed: int, n: int) -> list[Sample]:
+    """n unseen single edits, the seven operations in turn."""
+    return [sample(EVALUATION_SEEDS + seed * 10**6 + i, operation=OPERATIONS[i % 7]) for i in range(n)]
+
+
+def programs(seed: int, n: int) -> list[Sample]:
+    return [sample(EVALUATION_SEEDS + seed * 10**6 + 500_000 + i, steps=2 + i % 3) for i in range(n)]
+
+
+def pictures(items: Sequence[Sample]) -> Tensor:
+    """float[B, 128, 128, 3] in 0..1."""
+    return torch.from_numpy(np.stack([item.source_image for item in items])).float() / 255
+
+
+def masks(items: Sequence[Sample]) -> Tensor:
+    return torch.from_numpy(np.stack([item.mask for item in items])).float()
+
+
+def chunks(items: Sequence, size: int):
+    return [items[start:start + size] for start in range(0, len(items), size)]
+
+
+def design(system, items: Sequence[Sample], batch: int) -> tuple[list[Plan], list[Insight]]:
+    """T_opt and v_insight of every sample, from one generation each."""
+    plans, insights = [], []
+    for part in chunks(items, batch):
+        images = pictures(part)
+        found = system.designer.design_each(images, [item.instruction for item in part])
+        plans += found
+        insights += [system.mllm.encode(image, plan) for image, plan in zip(images.split(1), found, strict=True)]
+    return plans, insights
+
+
+def exact_on_grey(system, items: Sequence[Sample], batch: int) -> list[float]:
+    found = []
+    for part in chunks(items, batch):
+        plans = system.designer.design_each(torch.full_like(pictures(part), 0.5), [item.instruction for item in part])
+        found += [float(judge_text(plan.text, item).ok) for plan, item in zip(plans, part, strict=True)]
+    return found
+
+
+def varied(variant: str, items: Sequence[Sample], plans: Sequence[Plan], insights: Sequence[Insight], clip):
+    """What this variant lets the painter know: plans, insights, and lambda's factor."""
+    if variant == "oracle":
+        embeds = image_embeds(clip, list(items)).split(1)
+        plans = [replace(plan, text=item.optimized) for plan, item in zip(plans, items, strict=True)]
+        insights = [replace(insight, image_embeds=e) for insight, e in zip(insights, embeds, strict=True)]
+    if variant in ("insight_only", "neither"):
+        plans = [replace(plan, text=plan.raw) for plan in plans]
+    return list(plans), list(insights), 0.0 if variant in ("text_only", "neither") else 1.0
+
+
+def paint(system, items, plans, insights, factor: float, metric: str, settings: PaintSettings) -> Tensor:
+    """The painter's own picture, not composited: float[B, 128, 128, 3]."""
+    condition = join_conditions([system.bridge(insight) for insight in insights])
+    masked = metric != "success_img2img"
+    chosen = replace(settings, insight_scale=factor * settings.insight_scale, composite=False,
+                     mask=masks(items) if masked else None, strength=STRENGTH.get(metric, settings.strength))
+    return system.painter.paint(pictures(items), plans, condition, chosen)
+
+
+def judged(items: Sequence[Sample], painted: Tensor, metric: str) -> Scores:
+    """The judge sees the picture as a user gets it, composited where there is a mask; psnr and ssim see the raw one."""
+    masked = metric != "success_img2img"
+    shown = composite(pictures(items), painted, masks(items)) if masked else painted
+    images = (shown * 255).round().to(torch.uint8).numpy()
+    scores: Scores = {metric: [float(judge_picture(image, item.target).ok)
+                               for image, item in zip(images, items, strict=True)]}
+    if metric == "success_mask":
+        scores |= boxed(items, painted)
+    return scores
+
+
+def boxed(items: Sequence[Sample], painted: Tensor) -> Scores:
+    """PSNR in dB and SSIM against the true target, inside the box around the mask."""
+    scores: Scores = {"psnr": [], "ssim": []}
+    for item, picture in zip(items, painted, strict=True):
+        top, bottom, left, right = mask_box(torch.from_numpy(item.mask), least=11)
+        target = torch.from_numpy(item.target_image).float() / 255
+        pair = [image[None, top:bottom, left:right] for image in (picture, target)]
+        scores["psnr"].append(psnr(*pair).item())
+        scores["ssim"].append(ssim(*pair).item())
+    return scores
+
+
+def run_variant(system, variant: str, items, plans, insights, metric: str, options) -> Scores:
+    scores: Scores = {}
+    for number, rows in enumerate(chunks(range(len(items)), options.batch)):
+        part = [items[row] for row in rows]
+        texts, hints, factor = varied(variant, part, [plans[r] for r in rows], [insights[r] for r in rows],
+                                      system.painter.text_encoder)
+        settings = replace(system.settings, seed=options.seed * 1000 + number)
+        for name, values in judged(part, paint(system, part, texts, hints, factor, metric, settings), metric).items():
+            scores.setdefault(name, []).extend(values)
+    return scores
+
+
+def evaluate(system, options) -> tuple[dict[str, Scores], list[Sample]]:
+    """Per variant and metric one value a sample; the samples of the single edits in order."""
+    alone, several = singles(options.seed, options.n), programs(options.seed, options.n)
+    known = {"alone": design(system, alone, options.batch), "several": design(system, several, options.batch)}
+    exact = {"t_opt_exact": texts_right(alone, known["alone"][0]),
+             "t_opt_exact_multi_step": texts_right(several, known["several"][0]),
+             "t_opt_exact_grey": exact_on_grey(system, alone, options.batch)}
+    found: dict[str, Scores] = {}
+    for variant in options.variants:
+        found[variant] = dict(exact) if variant == "full" else {}
+        for metric, items, key in (("success_mask", alone, "alone"), ("success_img2img", alone, "alone"),
+                                   ("success_multi_step", several, "several")):
+            found[variant] |= run_variant(system, variant, items, *known[key], metric, options)
+            print(variant, metric, f"{np.mean(found[variant][metric]):.3f}", flush=True)
+    return found, alone
+
+
+def texts_right(items: Sequence[Sample], plans: Sequence[Plan]) -> list[float]:
+    return [float(judge_text(plan.text, item).ok) for item, plan in zip(items, plans, strict=True)]
+
+
+def estimates(scores: Scores) -> dict[str, dict]:
+    return {metric: asdict(bootstrap_interval(torch.tensor(values))) for metric, values in scores.items()}
+
+
+def by_operation(scores: Scores, items: Sequence[Sample]) -> dict[str, dict]:
+    """The same for each operation, of metrics measured on single edits."""
+    table: dict[str, dict] = {}
+    for name in OPERATIONS:
+        rows = [row for row, item in enumerate(items) if item.operation == name]
+        own = {metric: [values[row] for row in rows] for metric, values in scores.items() if "multi" not in metric}
+        table[name] = estimates(own)
+    return table
+
+
+def differences(found: dict[str, Scores]) -> dict[str, dict]:
+    """full minus each ablation on the same samples; `ahead` only where the interval excludes 0."""
+    table: dict[str, dict] = {}
+    for variant in (name for name in ABLATIONS if name in found and "full" in found):
+        for metric in found[variant]:
+            gap = paired_interval(torch.tensor(found["full"][metric]), torch.tensor(found[variant][metric]))
+            table.setdefault(variant, {})[metric] = {**asdict(gap), "ahead": gap.low > 0}
+    return table
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip() or "unknown"
+
+
+def interval(found: dict) -> str:
+    return f"{found['value']:8.3f}  [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def show(report: dict) -> None:
+    for variant, metrics in report["variants"].items():
+        for metric, found in metrics.items():
+            print(f"{variant:13} {metric:24} {interval(found)}  n={found['n']}")
+    for operation, metrics in report["operations"].items():
+        print(f"{operation:13}", "  ".join(f"{metric} {found['value']:.3f}" for metric, found in metrics.items()))
+    for variant, metrics in report["full_minus"].items():
+        for metric, gap in metrics.items():
+            verdict = "ahead" if gap["ahead"] else "not ahead"
+            print(f"full - {variant:13} {metric:24} {interval(gap)}  {verdict}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--system", default="mini")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--n", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=25)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    options = parser.parse_args()
+    system = load_system(options.system)
+    found, alone = evaluate(system, options)
+    report = {"system": options.system, "seed": options.seed, "n": options.n, "commit": commit(),
+              "variants": {variant: estimates(scores) for variant, scores in found.items()},
+              "operations": by_operation(found.get("full", {}), alone), "full_minus": differences(found)}
+    show(report)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
