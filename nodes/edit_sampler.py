@@ -81,14 +81,12 @@ class EditSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model: Any, positive: Any, negative: Any, vae: Any, image: Any, composite: bool, **settings: Any
-    ) -> io.NodeOutput:
+    def execute(cls, model: Any, positive: Any, negative: Any, vae: Any, image: Any, **settings: Any) -> io.NodeOutput:
         from ..mindedit_core.hosts.comfy_sampler import edit_sample
         from ..mindedit_core.hosts.comfy_ui import say
 
         with blame(NODE_ID, "image and mask"):
-            edited = edit_sample(model, positive, negative, vae, image, composite_source=composite, **settings)
+            edited = edit_sample(model, positive, negative, vae, image, **settings)
         if not edited.notes:
             return io.NodeOutput(edited.image, edited.latent)
         said = "\n".join(edited.notes)

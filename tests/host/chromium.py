@@ -84,9 +84,9 @@ class Chromium:
         return answer["result"].get("value")
 
     def wait_for(self, condition: str) -> None:
-        """Until a JavaScript expression is true."""
+        """Until a JavaScript expression, or what it promises, is true."""
         deadline = time.monotonic() + ANSWER_SECONDS
-        while not self.run(f"Boolean({condition})"):
+        while not self.run(f"Promise.resolve({condition}).then(Boolean)"):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"still not true after {ANSWER_SECONDS} s: {condition}")
             time.sleep(0.2)
@@ -103,6 +103,10 @@ class Frontend:
     def __init__(self, page: Chromium, address: str) -> None:
         self.page = page
         page.send("Page.navigate", url=f"http://{address}/")
+        page.wait_for("document.readyState === 'complete'")
+        page.run("fetch('/api/settings/Comfy.TutorialCompleted', {method: 'POST', body: 'true'}).then(a => a.status)")
+        page.send("Page.navigate", url=f"http://{address}/")  # now without the greeting of a first start
+        page.wait_for("document.readyState === 'complete'")
         page.wait_for("window.app && app.graph && app.extensionManager && LiteGraph.registered_node_types.KSampler")
         page.wait_for("LiteGraph.registered_node_types.MindEditEditSampler")
 

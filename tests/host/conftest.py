@@ -42,7 +42,7 @@ def mini(graph_class, root):
     return graph
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def page(server):
     """The server's own frontend in a headless Chromium."""
     chromium = neighbour("chromium")

@@ -29,6 +29,7 @@ class Node(NamedTuple):
     links: dict[str, tuple[str, str]] = {}  # input -> (name of the source node, its output)
     widgets: dict[str, Any] = {}
     models: list[dict] = []
+    title: str = ""
     collapsed: bool = False
 
 
@@ -93,11 +94,20 @@ MINI = Layout(
         "note": Node("MarkdownNote", (0, 110), (420, 740), widgets={"text": MINI_NOTE}),
         "mini": Node("MindEditMiniLoader", (500, 110), (320, 160)),
         "scene": Node("MindEditSampleScene", (500, 390), (320, 230), widgets={"seed": 2**31, "control": "increment"}),
-        "before": Node("PreviewImage", (500, 680), (320, 340), {"images": ("scene", "image")}),
+        "larger": Node(
+            "ImageScaleBy",
+            (500, 680),
+            (320, 100),
+            {"image": ("scene", "image")},
+            {"upscale_method": "bicubic", "scale_by": 2.25},
+            title="enlarge to look at",
+            collapsed=True,
+        ),
+        "before": Node("PreviewImage", (500, 740), (320, 340), {"images": ("larger", "IMAGE")}, title="Before"),
         "optimizer": Node(
             "MindEditInstructionOptimizer",
             (900, 390),
-            (400, 380),
+            (400, 400),
             {
                 "mllm": ("mini", "mllm"),
                 "image": ("scene", "image"),
@@ -107,8 +117,8 @@ MINI = Layout(
         ),
         "insight": Node(
             "MindEditInsightEmbedding",
-            (900, 830),
-            (400, 190),
+            (900, 850),
+            (400, 230),
             {"mllm": ("mini", "mllm"), "image": ("scene", "image"), "plan": ("optimizer", "plan")},
         ),
         "bridge": Node(
@@ -137,17 +147,27 @@ MINI = Layout(
             },
             {"control": "fixed", "steps": 20, "cfg": 3.0},
         ),
-        "after": Node(
-            "SaveImage", (2220, 110), (480, 560), {"images": ("sampler", "image")}, {"filename_prefix": "MindEdit"}
+        "largest": Node(
+            "ImageScaleBy",
+            (2220, 110),
+            (320, 100),
+            {"image": ("sampler", "image")},
+            {"upscale_method": "bicubic", "scale_by": 3.5},
+            title="enlarge to look at",
+            collapsed=True,
+        ),
+        "after": Node("PreviewImage", (2220, 180), (480, 520), {"images": ("largest", "IMAGE")}, title="After"),
+        "saved": Node(
+            "SaveImage", (2220, 760), (480, 320), {"images": ("sampler", "image")}, {"filename_prefix": "MindEdit"}
         ),
     },
     groups={
         "Models · built in": ["mini"],
-        "1 · A picture and a wish": ["scene", "before"],
+        "1 · A picture and a wish": ["scene", "larger", "before"],
         "2 · Think": ["optimizer", "insight"],
         "3 · Tell the painter": ["bridge"],
         "4 · Paint": ["sampler"],
-        "5 · Result": ["after"],
+        "5 · Result": ["largest", "after", "saved"],
     },
 )
 
@@ -236,6 +256,8 @@ DRAW = """
       widget.value = value;
       if (node.type === 'MarkdownNote') node.properties.text = value;
     }
+    if (spec.title) node.title = spec.title;
+    if (spec.collapsed) node.flags.collapsed = true;
     node.setSize([spec.size[0], Math.max(spec.size[1], node.computeSize()[1])]);
     nodes[name] = node;
   }
@@ -263,7 +285,8 @@ def neighbour(name: str):
 
 def frame(layout: Layout, sizes: dict, names: list[str]) -> list[float]:
     """x, y, width, height of a group around its nodes."""
-    boxes = [(*layout.nodes[name].pos, *sizes[name]) for name in names]
+    collapsed = {name: (sizes[name][0], 0) for name in names if layout.nodes[name].collapsed}
+    boxes = [(*layout.nodes[name].pos, *(sizes | collapsed)[name]) for name in names]
     left, top = min(box[0] for box in boxes) - MARGIN, min(box[1] for box in boxes) - TITLE - HEADING
     right, bottom = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
     return [left, top, right + MARGIN - left, bottom + MARGIN - top]

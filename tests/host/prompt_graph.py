@@ -31,6 +31,9 @@ class Graph:
     def __getitem__(self, class_type: str) -> dict[str, Any]:
         return self.prompt[self.id(class_type)]["inputs"]
 
+    def __setitem__(self, class_type: str, inputs: dict[str, Any]) -> None:
+        self.prompt[self.id(class_type)]["inputs"] = inputs
+
     def link(self, class_type: str, slot: int = 0) -> Link:
         """To an output of the only node of that type."""
         return [self.id(class_type), slot]

@@ -26,6 +26,7 @@ def test_the_template_paints_a_picture(server, mini):
     assert picture.std() > 5
 
 
+@pytest.mark.weights
 def test_the_optimizer_shows_its_text_while_it_is_written_and_after(server, mini):
     forget(server)
     mini["MindEditSampleScene"]["seed"] += 1
