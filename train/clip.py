@@ -4,7 +4,7 @@
     expected: 90 % of unseen pictures find their caption among 256
 
 Loss: CLIP's contrastive one, half of it on partial captions; and, because our data is small, readers that are thrown
-away afterwards: the scene from the image embedding, and at the end of each fact what that fact says.
+away afterwards: the scene from the image embedding and from the patches, and at the end of each fact what it says.
 """
 
 from __future__ import annotations
@@ -42,13 +42,25 @@ class Student(nn.Module):
         super().__init__()
         self.clip = build()
         self.scene = SlotReader(EMBED, from_global=True)
+        self.slots = SlotReader(WIDTH)
+        self.register_buffer("near", near_slots(side=8), persistent=False)
         self.fact = nn.Linear(WIDTH, sum(FACT_PARTS.values()))
 
     def forward(self, pixel_values: Tensor, text: dict[str, Tensor]):
-        vision = self.clip.vision_model(pixel_values).pooler_output
+        vision = self.clip.vision_model(pixel_values)
         language = self.clip.text_model(**text)
-        return (self.clip.visual_projection(vision), self.clip.text_projection(language.pooler_output),
-                language.last_hidden_state)
+        patches = self.near @ vision.last_hidden_state[:, 1:]  # float[B, 9, WIDTH]
+        return (self.clip.visual_projection(vision.pooler_output), self.clip.text_projection(language.pooler_output),
+                language.last_hidden_state, self.slots(patches, vision.last_hidden_state.mean(1)))
+
+
+def near_slots(side: int) -> Tensor:
+    """Mean over the patches around each slot's centre, softly: float[9, side * side], rows sum to 1."""
+    centres = (torch.arange(side) + 0.5) / side
+    slots = torch.tensor([1.0, 3.0, 5.0]) / 6
+    weight = torch.exp(-0.5 * ((slots[:, None] - centres) / 0.1) ** 2)
+    weight = weight / weight.sum(1, keepdim=True)
+    return torch.einsum("i y, j x -> i j y x", weight, weight).reshape(9, side * side)
 
 
 def contrast(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor) -> Tensor:
@@ -72,10 +84,11 @@ def batches(schedule: Schedule):
 
 def losses(student: Student):
     def compute(batch: dict) -> Losses:
-        image_embeds, text_embeds, states = student(batch["pixel_values"], batch["text"])
+        image_embeds, text_embeds, states, slots = student(batch["pixel_values"], batch["text"])
         named = {"contrast": contrast(image_embeds, text_embeds, student.clip.logit_scale)}
         named |= {f"image_{name}": loss for name, loss in
                   reading_losses(student.scene(None, image_embeds), batch["scene"]).items()}
+        named |= {f"slot_{name}": loss for name, loss in reading_losses(slots, batch["scene"]).items()}
         at_ends = student.fact(states[fact_ends(batch["text"]["input_ids"])]).split(list(FACT_PARTS.values()), -1)
         facts = reading_losses(dict(zip(FACT_PARTS, at_ends, strict=True)), batch["facts"])
         return named | {f"fact_{name}": 0.5 * loss for name, loss in facts.items()}
@@ -87,7 +100,7 @@ def validate(student: Student) -> dict[str, float]:
     """Share of 256 unseen pictures whose own caption is the nearest, and what the embedding tells of the scene."""
     batch = next(scenes(2**20, 0, 256))
     text = tokens([whole(scene).text for scene in batch])
-    image_embeds, text_embeds, _ = student(pictures(batch), text)
+    image_embeds, text_embeds, _, _ = student(pictures(batch), text)
     nearest = (F.normalize(image_embeds) @ F.normalize(text_embeds).T).argmax(1)
     found = (nearest == torch.arange(256)).float().mean().item()
     return {"retrieval": found, **reading_accuracy(student.scene(None, image_embeds), slot_labels(batch)),

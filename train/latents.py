@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from mindedit_core.model_files import load_model
 from mindedit_core.painters.unet import latent_mask
 from mindedit_core.scenes import Sample, sample
-from mindedit_core.scenes.draw import SLOT_SIZE, slot_corner
 from mindedit_core.scenes.grammar import changed_slots
+from mindedit_core.scenes.graph import SLOT_SIZE, slot_corner
 from train.common import WEIGHTS
 from train.data import to_model
 from train.pairs import PROGRAMS

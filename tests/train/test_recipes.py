@@ -1,0 +1,135 @@
+"""Each recipe's own parts: what it starts from, what it feeds, and that one step learns."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from mindedit_core.backbones.lora import merge
+from mindedit_core.scenes import KINDS, Scene, Thing, caption, sample
+from train import facts, latents, lora, pairs, questions, slots, tiles, unet
+from train.data import slot_labels, training_scene
+from train.words import corpus, tokenizer
+
+SCENE = Scene("snow", (Thing(0, "cat", "red", "small"), Thing(4, "tree", "blue", "large")))
+
+
+def test_every_word_of_the_world_is_one_token():
+    words = {word.strip(",") for text in corpus() for word in text.split()}
+    known = tokenizer()
+    split = [word for word in words if len(known("a " + word, add_special_tokens=False)["input_ids"]) != 2]
+    assert len(words) > 100 and not [word for word in split if word.isalpha()]
+
+
+def test_longest_program_fits_clip():
+    texts = [sample(seed, steps=4).optimized for seed in range(40)]
+    lengths = facts.tokens(texts)["attention_mask"].sum(1)
+    assert int(lengths.max()) < 77
+
+
+def test_fact_labels_follow_the_words():
+    said = facts.caption_of(SCENE, [4, 7, 0, -1])
+    facts_said = ["large blue tree at middle", "nothing at bottom middle", "small red cat at top left"]
+    assert said.text.split(", ") == [*facts_said, "snow background"]
+    labels = facts.fact_labels([SCENE], [said])
+    assert labels["place"].tolist() == [4, 7, 0, 9]
+    assert labels["kind"].tolist() == [KINDS.index("tree"), len(KINDS), KINDS.index("cat"), -100]
+    assert int(facts.fact_ends(facts.tokens([said.text])["input_ids"]).sum()) == 4
+
+
+def test_slot_labels_say_what_is_where():
+    labels = slot_labels([SCENE])
+    assert labels["kind"][0, 0] == KINDS.index("cat") and labels["kind"][0, 1] == len(KINDS)
+    assert labels["colour"][0, 1] == -100
+
+
+def test_reader_is_right_when_its_logits_are():
+    labels = slot_labels([SCENE])
+    logits = {name: nn.functional.one_hot(labels[name].clamp(min=0), 16).float() * 9 for name in labels}
+    names = ("kind", "colour", "size", "background", "scene")
+    assert slots.reading_accuracy(logits, labels) == dict.fromkeys(names, 1.0)
+
+
+def test_training_scenes_are_none_of_evaluation():
+    random = np.random.default_rng(0)
+    assert not any(training_scene(random).for_evaluation for _ in range(200))
+
+
+def test_questions_have_their_answer_in_the_description():
+    random = np.random.default_rng(1)
+    for _ in range(30):
+        for question, answer in questions.dialogue(SCENE, random, 4):
+            assert question and (answer in caption(SCENE) or answer.startswith("nothing at "))
+
+
+def test_a_stream_resumes_where_it_was():
+    stream = pairs.samples(0, 5, 4)
+    next(stream)
+    assert [item.instruction for item in next(stream)] == [i.instruction for i in next(pairs.samples(0, 6, 4))]
+
+
+def test_tiles_equal_the_image_processors_view():
+    from mindedit_core.backbones.llava_images import single_view
+    from mindedit_core.backbones.mini_config import mini_config
+    from mindedit_core.scenes import render
+
+    images = torch.from_numpy(render(SCENE))[None]
+    ours, theirs = tiles.tiles([SCENE]), single_view(images.numpy(), mini_config(tokenizer()))
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_lora_starts_as_nothing_and_equals_its_merge():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=False))
+    branched = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=False))
+    branched.load_state_dict(plain.state_dict())
+    lora.add_lora(branched, rank=2, alpha=4.0)
+    x = torch.randn(7, 6)
+    assert torch.equal(plain(x), branched(x))
+    for layer in (branched[0], branched[2]):
+        nn.init.normal_(layer.lora_b)
+    expected = branched(x)
+    assert not torch.allclose(plain(x), expected)
+    merge(plain, lora.pairs_of(branched))
+    assert torch.allclose(plain(x), expected, atol=1e-5)
+
+
+def test_widened_unet_starts_equal_to_the_first():
+    torch.manual_seed(0)
+    first = unet.build(16)
+    wide = unet.widened(first)
+    x, rest, text = torch.randn(1, 16, 8, 8), torch.randn(1, 17, 8, 8), torch.randn(1, 77, 192)
+    with torch.no_grad():
+        assert torch.allclose(first(x, 500, text).sample, wide(torch.cat([x, rest], 1), 500, text).sample, atol=1e-5)
+
+
+def test_min_snr_weights_temper_low_noise_alone():
+    weights = unet.weights(torch.tensor([0, 999]))
+    assert weights[0] < 0.05 and weights[1] == 1.0
+
+
+def test_rough_masks_cover_the_edit():
+    for number in range(60):
+        item = latents.drawn(number)
+        assert (latents.rough_mask(item, number) >= item.mask).all()
+
+
+class Halver(nn.Module):
+    """An autoencoder's interface: latents are means over 16 px."""
+
+    class config:
+        scaling_factor = 2.0
+
+    def encode(self, images):
+        pooled = nn.functional.avg_pool2d(images, 16).repeat(1, 6, 1, 1)[:, :16]
+        return type("Encoded", (), {"latent": pooled})
+
+
+def test_an_interrupted_cache_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "CHUNK", 2)
+    latents.make(tmp_path / "whole.pt", Halver(), 6)
+    chunk = latents.encode_chunk(Halver(), 0, 2)
+    torch.save([chunk], tmp_path / "cut.part")
+    latents.make(tmp_path / "cut.pt", Halver(), 6)
+    whole, cut = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "cut"))
+    assert whole["target"].shape == (6, 16, 8, 8) and whole["mask"].max() == 1
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
