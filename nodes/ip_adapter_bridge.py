@@ -124,7 +124,8 @@ class IPAdapterBridge(io.ComfyNode):
         with blame(NODE_ID, "model, insight and adapter"):
             patched = attach(model, handle, insight, scale=insight_scale, start=start, end=end)
         with blame(NODE_ID, "clip"):
-            positive, negative = encode_prompt(clip, plan.text), encode_prompt(clip, negative_text)
+            positive = encode_prompt(clip, plan.text)
+            negative = encode_prompt(clip, negative_text, emphasis=True)
         if insight.image_embeds is not None:
             return io.NodeOutput(patched, positive, negative)
         said = f"text only: {insight.note}"

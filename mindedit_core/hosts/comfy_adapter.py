@@ -296,7 +296,7 @@ class Run:
     def _image_tokens(self, like: Tensor) -> Tensor:
         """float[2 * B, N, token_dim]: of the insight, then of zeros through the same projection: unconditional."""
         if self.tokens is None:
-            embeds = self.shared.image_embeds.to(device=like.device, dtype=like.dtype)
+            embeds = self.shared.image_embeds.to(like.device, torch.float32)
             self.tokens = self.shared.handle.bridge.image_proj(torch.cat([embeds, torch.zeros_like(embeds)]))
         return self.tokens
 

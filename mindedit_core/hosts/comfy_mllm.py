@@ -5,6 +5,7 @@ B pictures, L tokens, D MLLM width, Dc CLIP width
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,9 @@ from ..contracts import MAX_COORDINATE, Insight, Interrupted, Plan
 from ..prompts import token_counter
 from ..tensors import image_key
 from .comfy_folders import MINI, NO_ADAPTER, resolve_adapter, resolve_mllm
-from .comfy_managed import Box, compute_dtype, manage, stored_in, to_intermediate
+from .comfy_managed import Box, compute_dtype, manage, stored_in, to_intermediate, unmanaged
+
+log = logging.getLogger(__name__)
 
 MLLM = "mllm"  # name of the model in its box, so that its keys there are "mllm.{module}.weight"
 OnToken = Callable[[str, int], None]
@@ -99,6 +102,8 @@ class ManagedMLLM:
             self.head_patcher = manage(Box(self.dtype, head=core.head), device, mm.text_encoder_offload_device())
         if core.adapter is not None:
             self.patcher.add_patches(lora_patches(core.adapter))
+        if outside := unmanaged(self.patcher.model):
+            log.warning("%d parameters of %s cannot be offloaded, first: %s", len(outside), self.name, outside[0])
         core.device, core.dtype, core.states_device = device, self.dtype, mm.intermediate_device()
 
     @property

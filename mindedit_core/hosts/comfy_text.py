@@ -8,16 +8,27 @@ from typing import Any
 import torch
 
 
-def encode_prompt(clip: Any, text: str | Sequence[str]) -> list:
+def encode_prompt(clip: Any, text: str | Sequence[str], *, emphasis: bool = False) -> list:
     """CONDITIONING of one text, as the host's CLIP Text Encode; of several, one row for each picture of a batch.
 
+    emphasis: brackets are the host's emphasis, as a user may type it; else they are text, as an MLLM writes it.
     Raises ValueError for no CLIP, and for texts of unequal encoded length (each 77 tokens is one length).
     """
     if clip is None:
         raise ValueError("there is no CLIP: this checkpoint has no text encoder; wire one from a CLIP loader")
     texts = [text] if isinstance(text, str) else list(text)
+    texts = texts if emphasis else [literal(each) for each in texts]
     encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(each)) for each in texts]
     return encoded[0] if len(encoded) == 1 else [_rows(encoded)]
+
+
+def literal(text: str) -> str:
+    """`text` so that the host's tokenizer reads its brackets as brackets.
+
+    >>> literal("a cat (red)")
+    'a cat \\\\(red\\\\)'
+    """
+    return text.replace("(", "\\(").replace(")", "\\)")
 
 
 def _rows(encoded: list) -> list:

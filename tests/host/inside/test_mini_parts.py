@@ -11,6 +11,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 import nodes
 from mindedit_core.checkpoint import CheckpointError, load_tensors, read_metadata, save_checkpoint
 from mindedit_core.hosts import comfy_managed, comfy_mini
+from mindedit_core.hosts.comfy_text import encode_prompt
 from mindedit_core.model_files import load_model
 from mindedit_core.painters import unet as headless
 
@@ -74,6 +75,17 @@ def test_text_equals_transformers(text, clip, mini_folder):
     assert type(clip) is comfy.sd.CLIP
     assert encoded.shape == expected.shape
     torch.testing.assert_close(encoded, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_brackets_are_text_unless_emphasis_is_asked_for(clip, mini_folder):
+    """T_opt may hold brackets; headless reads them as they stand."""
+    from mindedit_core.backbones.mini_tokenizer import load_tokenizer
+
+    text = "small (red) cat \\( at ((bottom left:1.3))"
+    tokenizer = load_tokenizer(mini_folder / "tokenizer.json")
+    expected = headless.encode_text(load_model(mini_folder / "clip.safetensors"), tokenizer, text)
+    torch.testing.assert_close(encode_prompt(clip, text)[0][0], expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(encode_prompt(clip, text, emphasis=True)[0][0], expected, atol=1e-3)
 
 
 def test_pooled_text_is_the_end_tokens_state(clip, mini_folder):
