@@ -73,6 +73,7 @@ def wrap(core: Tokenizer, model_max_length: int = CLIP_LENGTH) -> PreTrainedToke
     """A `tokenizers.Tokenizer` as transformers and diffusers want it."""
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
+        add_prefix_space=True,  # transformers 4 overwrites the file's own setting with this one
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
@@ -81,6 +82,7 @@ def wrap(core: Tokenizer, model_max_length: int = CLIP_LENGTH) -> PreTrainedToke
         model_max_length=model_max_length,
         padding_side="right",
         clean_up_tokenization_spaces=False,
+        add_prefix_space=True,  # said again: transformers 4 would otherwise switch it off in `core`
         chat_template=CHAT,
     )
 
