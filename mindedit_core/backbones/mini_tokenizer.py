@@ -73,7 +73,6 @@ def wrap(core: Tokenizer, model_max_length: int = CLIP_LENGTH) -> PreTrainedToke
     """A `tokenizers.Tokenizer` as transformers and diffusers want it."""
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
-        add_prefix_space=True,  # transformers 4 overwrites the file's own setting with this one
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
