@@ -231,9 +231,8 @@ class Attachment:
     scale: float
     start: float
     end: float
-    window: tuple[
-        float, float
-    ]  # noise levels (first, last) of start and end, for a forward that is no part of a sampling run
+    # noise levels (first, last) of start and end, for a forward that is no part of a sampling run
+    window: tuple[float, float]
 
     def __deepcopy__(self, memo: dict) -> Attachment:
         return self
@@ -244,8 +243,8 @@ class Run:
 
     def __init__(self, shared: Attachment, window: tuple[float, float], guider: Any = None) -> None:
         self.shared, self.window, self.guider = shared, window, guider
-        self.tokens: Tensor | None = None
-        self.projected: dict[int, Tensor] = {}
+        self.tokens: dict[torch.device, Tensor] = {}
+        self.projected: dict[tuple, Tensor] = {}
         self.rows: dict[tuple, Tensor] = {}
         self.step: tuple[Tensor, Tensor] | None = None
         self.signs: dict[Any, set[bool]] | None = None
@@ -258,10 +257,10 @@ class Run:
         """True for the whole run, or a bool tensor [] on the device, made once a step. sigmas: float[B] of the step."""
         if sigmas is None or (self.shared.start <= 0 and self.shared.end >= 1):
             return True
-        if self.step is None or self.step[0] is not sigmas:
-            first, last = self.window
-            self.step = sigmas, ((sigmas <= first) & (sigmas >= last))[0]
-        return self.step[1]
+        step, (first, last) = self.step, self.window
+        if step is None or step[0] is not sigmas:
+            step = self.step = sigmas, ((sigmas <= first) & (sigmas >= last))[0]
+        return step[1]
 
     def uncond(self, extra_options: Mapping[str, Any]) -> tuple[bool, ...]:
         """For every chunk of the batch: is it the unconditional branch?
@@ -279,7 +278,7 @@ class Run:
     def keys_values(self, layer: int, like: Tensor, uncond: tuple[bool, ...]) -> Tensor:
         """float[2, R, N, layer_dim]: K and V for the rows of `like` float[R, L, layer_dim], in `len(uncond)` chunks."""
         batch = like.shape[0] // len(uncond)
-        key = (layer, uncond, batch)
+        key = (layer, uncond, batch, like.device, like.dtype)
         if key not in self.rows:
             projected = self._project(layer, like)
             self.rows[key] = torch.cat([_to_batch(projected[:, int(negative)], batch) for negative in uncond], dim=1)
@@ -287,18 +286,19 @@ class Run:
 
     def _project(self, layer: int, like: Tensor) -> Tensor:
         """float[2, 2, B, N, layer_dim]: K and V; positive and negative."""
-        if layer not in self.projected:
+        key = (layer, like.device, like.dtype)
+        if key not in self.projected:
             projections = list(self.shared.handle.bridge.ip_adapter.values())[layer]
-            pair = torch.stack(projections(self._image_tokens(like)))
-            self.projected[layer] = rearrange(pair.to(like.dtype), "kv (sign b) n d -> kv sign b n d", sign=2)
-        return self.projected[layer]
+            pair = torch.stack(projections(self._image_tokens(like.device)))
+            self.projected[key] = rearrange(pair.to(like.dtype), "kv (sign b) n d -> kv sign b n d", sign=2)
+        return self.projected[key]
 
-    def _image_tokens(self, like: Tensor) -> Tensor:
+    def _image_tokens(self, device: torch.device) -> Tensor:
         """float[2 * B, N, token_dim]: of the insight, then of zeros through the same projection: unconditional."""
-        if self.tokens is None:
-            embeds = self.shared.image_embeds.to(like.device, torch.float32)
-            self.tokens = self.shared.handle.bridge.image_proj(torch.cat([embeds, torch.zeros_like(embeds)]))
-        return self.tokens
+        if device not in self.tokens:
+            embeds = self.shared.image_embeds.to(device, torch.float32)
+            self.tokens[device] = self.shared.handle.bridge.image_proj(torch.cat([embeds, torch.zeros_like(embeds)]))
+        return self.tokens[device]
 
 
 def _signs(conds: Mapping[str, Any]) -> dict[Any, set[bool]]:
