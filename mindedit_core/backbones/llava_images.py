@@ -86,14 +86,19 @@ def views(pictures: Sequence[np.ndarray], processor: Any) -> dict[str, Tensor]:
     return {"pixel_values": features["pixel_values"], "image_sizes": features["image_sizes"]}
 
 
-def is_single_view(pixels: np.ndarray, config: Any) -> bool:
-    """Whether base view and the only tile are the same picture: a square one, and a model with one square tile."""
+def has_one_tile(config: Any) -> bool:
+    """Whether the model has a single tile, a square one: a square picture is then its own base view."""
     tile = config.vision_config.image_size
-    return pixels.shape[1] == pixels.shape[2] and [list(size) for size in config.image_grid_pinpoints] == [[tile, tile]]
+    return [list(size) for size in config.image_grid_pinpoints] == [[tile, tile]]
 
 
 def single_view(pixels: np.ndarray, config: Any) -> Tensor:
-    """float[B, 3, T, T]: what `views` gives as base view and as tile, computed once, for square pictures."""
+    """float[B, 3, T, T]: what `views` gives as base view and as tile, computed once. ValueError if they differ."""
+    if not has_one_tile(config) or pixels.shape[1] != pixels.shape[2]:
+        raise ValueError(
+            f"one view for base and tile needs square pictures and a model with one tile, got {pixels.shape[1:3]} and "
+            f"tiles {config.image_grid_pinpoints}; give training_batch the images themselves"
+        )
     tile = config.vision_config.image_size
     pictures = [Image.fromarray(picture).resize((tile, tile), Image.Resampling.BICUBIC) for picture in pixels]
     scaled = torch.from_numpy(np.stack(pictures)).float() / 255.0

@@ -25,6 +25,7 @@ from .mini_tokenizer import load_tokenizer
 
 MODEL_TYPE = "llava_onevision"
 MINI_WEIGHTS, MINI_TOKENIZER = "mllm.safetensors", "tokenizer.json"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LONG = 1 << 20  # model_max_length of the mini's tokenizer when the MLLM uses it: no limit and no warning
@@ -72,7 +73,8 @@ def compute_dtype(stored: torch.dtype, asked: torch.dtype | None, device: torch.
 def fingerprint(model: nn.Module) -> str:
     """12 hexadecimal digits that change with any weight matrix: a few numbers of every parameter, hashed."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    named = {name.replace(".vision_model.", "."): parameter for name, parameter in model.named_parameters()}
+    for name, parameter in sorted(named.items()):  # the same name and order in every version of transformers
         flat = parameter.detach().flatten()
         few = flat[:: max(1, flat.numel() // 16)][:17].float().cpu()
         digest.update(name.encode() + few.numpy().tobytes())
@@ -118,25 +120,28 @@ def stored_dtype(path: str | Path) -> torch.dtype:
 
 
 def _pretrained(folder: Path, dtype: torch.dtype) -> nn.Module:
-    model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-    )
-    lacking = sorted(set(info["missing_keys"]) | {str(key) for key in info.get("mismatched_keys", ())})
+    with torch.random.fork_rng(devices=[]):
+        model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    lacking = {str(key) for name in ("missing_keys", "mismatched_keys") for key in info.get(name, ())}
+    lacking |= {name for name, parameter in model.named_parameters() if parameter.is_meta}  # transformers 4 is silent
     if lacking:
         raise CheckpointError(
-            f"{folder} lacks {len(lacking)} of the model's weights, or has them in another size, first: {lacking[0]}; "
-            "fetch its .safetensors files and config.json again"
+            f"{folder} lacks {len(lacking)} of the model's weights, or has them in another size, first: {min(lacking)}"
+            "; fetch its .safetensors files and config.json again"
         )
     return model.eval().requires_grad_(False)
 
 
 def _tokenizer(folder: Path) -> Any:
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise CheckpointError(f"{folder} has no tokenizer; fetch tokenizer.json and tokenizer_config.json into it")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{folder} has no tokenizer that can be read ({error}); fetch tokenizer.json and tokenizer_config.json "
-            "into it"
+            f"{folder} has a tokenizer that cannot be read ({error}); fetch tokenizer.json, tokenizer_config.json again"
         ) from error
 
 
@@ -160,7 +165,9 @@ def _from_mini(folder: Path, dtype: torch.dtype | None, device: torch.device) ->
         raise CheckpointError(f"{folder} lacks {MINI_TOKENIZER}, which belongs beside {MINI_WEIGHTS}")
     stored = stored_dtype(path)
     dtype, _ = compute_dtype(stored, dtype, device)  # fp32 on a CPU, always: worth no note
-    model = build_model(metadata["config"]).to(dtype)
+    model = build_model(metadata["config"])
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)  # the parameters only: rotary frequencies are not rounded
     load_strict(model, rename_keys(load_tensors(path), model), str(path))
     tokenizer = load_tokenizer(folder / MINI_TOKENIZER, model_max_length=LONG)
     processor = image_processor_for(model.config)

@@ -407,7 +407,7 @@ class LlavaOnevision:
         if pixel_values is not None:
             return {"pixel_values": pixel_values, "sizes": None}
         whole = llava_images.to_pixels(images)
-        if llava_images.is_single_view(whole, self.config):
+        if llava_images.has_one_tile(self.config) and whole.shape[1] == whole.shape[2]:
             return {"pixel_values": llava_images.single_view(whole, self.config), "sizes": None}
         pixels = self._pixels(images)
         return llava_images.views(pixels, self.image_processor) | {"sizes": [picture.shape[:2] for picture in pixels]}

@@ -457,6 +457,13 @@ def test_the_fast_path_for_square_pictures_equals_the_image_processor(mllm):
     assert torch.equal(fast, mllm.single_view(as_bytes)) and torch.equal(fast, mllm.single_view(as_bytes.numpy()))
 
 
+def test_the_fast_path_is_refused_where_base_view_and_tile_differ(mllm, tiled):
+    with pytest.raises(ValueError, match="square pictures and a model with one tile, got .64, 128."):
+        mllm.single_view(picture(64, 128))
+    with pytest.raises(ValueError, match="one tile"):
+        tiled.single_view(picture(64, 64))
+
+
 def test_image_features_equal_the_model_s_own(mllm, images):
     views = mllm.prepare(images, "add")
     own = mllm.model.model.get_image_features(views["pixel_values"], views["image_sizes"])
@@ -593,6 +600,31 @@ def test_a_published_folder_loads_and_keeps_its_weights(published, images):
     assert mllm.generate(images[:1], "make the cat red", max_new_tokens=3)[0].states.hidden.shape[-1] == 36
 
 
+def test_the_key_layout_of_older_published_folders_loads(folder):
+    from safetensors.torch import load_file, save_file
+
+    expected = LlavaOnevision.from_folder(folder).model.state_dict()
+    older = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        for key, tensor in load_file(shard).items():
+            older[_older(key)] = tensor
+        shard.unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    assert any(key.startswith("vision_tower.vision_model.") for key in older)
+    assert any(key.startswith("language_model.model.layers.") for key in older)
+    save_file(older, folder / "model.safetensors", {"format": "pt"})
+    loaded = LlavaOnevision.from_folder(folder).model.state_dict()
+    assert loaded.keys() == expected.keys() and all(torch.equal(loaded[key], x) for key, x in expected.items())
+
+
+def _older(key):
+    key = key.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower.")
+    key = key.replace("vision_tower.", "vision_tower.vision_model.", 1)
+    if key.startswith("lm_head"):
+        return f"language_model.{key}"
+    return key.replace("language_model.", "language_model.model.", 1)
+
+
 def test_fp16_is_computed_in_fp32_on_a_cpu_and_this_is_said(published):
     mllm = LlavaOnevision.from_folder(published)
     assert mllm.model.dtype == torch.float32 and mllm.stored_dtype == torch.float16
@@ -681,6 +713,14 @@ def test_the_mini_s_files_load_and_round_trip(tiny_folder, tiny_parts, images):
     for key, value in mllm.model.named_parameters():
         assert key in loras or torch.equal(value, parts[key].half().float())
     assert mllm.encode(images[:1], Plan("add", "red cat")).clip_space == "tiny-clip"
+
+
+def test_rotary_frequencies_are_never_rounded(tiny_folder, published):
+    for folder in (tiny_folder, published):
+        exact = hf_vlm.language_model(LlavaOnevision.from_folder(folder).model).rotary_emb.inv_freq
+        rounded = hf_vlm.language_model(LlavaOnevision.from_folder(folder, torch.bfloat16).model)
+        assert torch.equal(rounded.rotary_emb.inv_freq, exact) and exact.dtype == torch.float32
+        assert rounded.norm.weight.dtype == torch.bfloat16
 
 
 def test_keys_of_both_transformers_generations_load(tiny_parts):
