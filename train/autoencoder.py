@@ -61,14 +61,13 @@ def crowded(random: np.random.Generator) -> Scene:
 
 
 def batches(schedule: Schedule):
-    def stream(step: int):
-        for number, batch in enumerate(scenes(schedule.seed, step, schedule.batch_size), step):
-            random = np.random.default_rng([schedule.seed, number, 1])
-            quarter = len(batch) // 4
-            chosen = [*batch[:quarter], *(crowded(random) for _ in batch[quarter:])]
-            images = grey_boxes(pictures(chosen), random)
-            yield {"images": images.to(memory_format=torch.channels_last)}
-    return stream
+    def batch_of(step: int) -> dict:
+        random = np.random.default_rng([schedule.seed, step, 1])
+        quarter = schedule.batch_size // 4
+        plain = scenes(schedule.seed, step, quarter)
+        images = grey_boxes(pictures([*plain, *(crowded(random) for _ in range(3 * quarter))]), random)
+        return {"images": images.to(memory_format=torch.channels_last)}
+    return batch_of
 
 
 def losses(model: AutoencoderDC):
@@ -84,7 +83,7 @@ def losses(model: AutoencoderDC):
 @torch.no_grad()
 def validate(model: AutoencoderDC) -> dict[str, float]:
     """PSNR in dB over unseen pictures, by mean squared error of 0..1 values."""
-    images = pictures(next(scenes(2**20, 0, VALIDATION)))
+    images = pictures(scenes(2**20, 0, VALIDATION)).to(model.device)
     latents = model.encode(images).latent
     error = F.mse_loss(model.decode(latents).sample.clamp(-1, 1), images) / 4
     return {"psnr": -10 * math.log10(error.item()), "latent_std": latents.std().item()}

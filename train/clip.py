@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from mindedit_core.model_files import save_model
-from train.common import Losses, Run, Schedule, arguments, fit, schedule_of
+from train.common import Losses, Run, Schedule, arguments, fit, on_device, schedule_of
 from train.data import pictures, scenes, slot_labels
 from train.facts import fact_ends, fact_labels, part, tokens, whole
 from train.slots import PARTS, SlotReader, reading_accuracy, reading_losses
@@ -66,20 +66,20 @@ def near_slots(side: int) -> Tensor:
 def contrast(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor) -> Tensor:
     """Symmetric cross entropy over the batch (Radford et al. 2021, figure 3)."""
     logits = scale.exp().clamp(max=100) * F.normalize(image_embeds.float()) @ F.normalize(text_embeds.float()).T
-    truth = torch.arange(len(logits))
+    truth = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
 
 
 def batches(schedule: Schedule):
-    def stream(step: int):
-        for number, batch in enumerate(scenes(schedule.seed + 2, step, schedule.batch_size), step):
-            random = np.random.default_rng([schedule.seed, number, 2])
-            said = [whole(scene) if row % 2 else part(scene, random) for row, scene in enumerate(batch)]
-            text = tokens([caption.text for caption in said])
-            length = int(text["attention_mask"].sum(1).max())
-            yield {"pixel_values": pictures(batch), "text": {key: value[:, :length] for key, value in text.items()},
-                   "scene": slot_labels(batch), "facts": fact_labels(batch, said)}
-    return stream
+    def batch_of(step: int) -> dict:
+        batch = scenes(schedule.seed + 2, step, schedule.batch_size)
+        random = np.random.default_rng([schedule.seed, step, 2])
+        said = [whole(scene) if row % 2 else part(scene, random) for row, scene in enumerate(batch)]
+        text = tokens([caption.text for caption in said])
+        length = int(text["attention_mask"].sum(1).max())
+        return {"pixel_values": pictures(batch), "text": {key: value[:, :length] for key, value in text.items()},
+                "scene": slot_labels(batch), "facts": fact_labels(batch, said)}
+    return batch_of
 
 
 def losses(student: Student):
@@ -98,12 +98,12 @@ def losses(student: Student):
 @torch.no_grad()
 def validate(student: Student) -> dict[str, float]:
     """Share of 256 unseen pictures whose own caption is the nearest, and what the embedding tells of the scene."""
-    batch = next(scenes(2**20, 0, 256))
-    text = tokens([whole(scene).text for scene in batch])
-    image_embeds, text_embeds, _, _ = student(pictures(batch), text)
+    batch = scenes(2**20, 0, 256)
+    text = on_device(tokens([whole(scene).text for scene in batch]))
+    image_embeds, text_embeds, _, _ = student(on_device(pictures(batch)), text)
     nearest = (F.normalize(image_embeds) @ F.normalize(text_embeds).T).argmax(1)
-    found = (nearest == torch.arange(256)).float().mean().item()
-    return {"retrieval": found, **reading_accuracy(student.scene(None, image_embeds), slot_labels(batch)),
+    found = (nearest.cpu() == torch.arange(256)).float().mean().item()
+    return {"retrieval": found, **reading_accuracy(student.scene(None, image_embeds), on_device(slot_labels(batch))),
             "embed_std": image_embeds.std().item()}
 
 

@@ -9,15 +9,18 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "mindedit_core" / "weights" / "mini"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Losses = dict[str, Tensor]  # every entry is summed into the loss and logged by its name; "_name" is only logged
 
 
@@ -34,6 +37,7 @@ class Schedule:
     ema: float = 0.999
     seed: int = 0
     threads: int = 1
+    workers: int = 0  # processes that prepare batches; 0: the training process itself
     save_every: float = 120.0  # seconds
 
     def rate(self, step: int) -> float:
@@ -62,11 +66,31 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
+def on_device(batch: Any) -> Any:
+    """A batch with its tensors on the training device; dicts are followed, everything else stays."""
+    if isinstance(batch, dict):
+        return {name: on_device(value) for name, value in batch.items()}
+    return batch.to(DEVICE, non_blocking=True) if isinstance(batch, Tensor) else batch
+
+
+class Steps(Dataset):
+    """Step number -> batch, so that worker processes can prepare batches ahead and in order."""
+
+    def __init__(self, batch_of: Callable[[int], dict], steps: int):
+        self.batch_of, self.steps = batch_of, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict:
+        return self.batch_of(step)
+
+
 class Run:
     """One training run in a folder: `last.pt` to resume from, `log.jsonl` to read."""
 
     def __init__(self, folder: Path, module: nn.Module, schedule: Schedule):
-        self.folder, self.module, self.schedule, self.step = folder, module, schedule, 0
+        self.folder, self.module, self.schedule, self.step = folder, module.to(DEVICE), schedule, 0
         folder.mkdir(parents=True, exist_ok=True)
         self.optimizer = torch.optim.AdamW(trainable(module), schedule.learning_rate, betas=(0.9, 0.98),
                                            weight_decay=schedule.weight_decay)
@@ -85,7 +109,7 @@ class Run:
         part.replace(self.folder / "last.pt")
 
     def resume(self) -> None:
-        state = torch.load(self.folder / "last.pt", weights_only=True)
+        state = torch.load(self.folder / "last.pt", weights_only=True, map_location="cpu")
         self.module.load_state_dict(state["module"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -99,22 +123,23 @@ class Run:
         print(" ".join(f"{key}={value:.4g}" for key, value in line.items()), flush=True)
 
 
-def fit(run: Run, batches: Callable[[int], Iterable[dict]], losses: Callable[[dict], Losses],
+def fit(run: Run, batch_of: Callable[[int], dict], losses: Callable[[dict], Losses],
         validate: Callable[[nn.Module], dict[str, float]] | None = None, every: int = 500) -> nn.Module:
     """Train to the end of the schedule and return the averaged module in eval mode.
 
-    batches(step) yields what steps step, step+1, ... train on; losses(batch) returns named scalars.
+    batch_of(step) is what that step trains on; losses(batch) returns named scalars.
     Raises FloatingPointError, naming the step, as soon as a loss is not finite.
     """
     schedule, started, seen, saved = run.schedule, time.time(), run.step, time.time()
     torch.set_num_threads(schedule.threads)
-    stream = iter(batches(run.step))
-    while run.step < schedule.steps:
-        named = train_step(run, losses, next(stream))
+    loader = DataLoader(Steps(batch_of, schedule.steps), None, sampler=range(run.step, schedule.steps),
+                        num_workers=schedule.workers, generator=torch.Generator())
+    for batch in loader:
+        named = train_step(run, losses, on_device(batch))
         run.step += 1
         if run.step % 50 == 0:
             rate = (run.step - seen) * schedule.batch_size / (time.time() - started)
-            run.log({"step": run.step, **named, "samples_per_second": rate})
+            run.log({"step": run.step, **numbers(named), "samples_per_second": rate})
             started, seen = time.time(), run.step
         if validate and run.step % every == 0:
             run.log({"step": run.step, **validate(run.average.module.eval())})
@@ -125,12 +150,16 @@ def fit(run: Run, batches: Callable[[int], Iterable[dict]], losses: Callable[[di
     return run.average.module.eval()
 
 
-def train_step(run: Run, losses: Callable[[dict], Losses], batch: dict) -> dict[str, float]:
-    """One optimiser step; returns the losses as numbers."""
+def numbers(named: Losses) -> dict[str, float]:
+    return {name: value.item() for name, value in named.items()}
+
+
+def train_step(run: Run, losses: Callable[[dict], Losses], batch: dict) -> Losses:
+    """One optimiser step; returns the losses."""
     for group in run.optimizer.param_groups:
         group["lr"] = run.schedule.learning_rate * run.schedule.rate(run.step)
     run.module.train()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16):
         named = losses(batch)
     loss = sum(value for name, value in named.items() if not name.startswith("_"))
     if not torch.isfinite(loss):
@@ -140,4 +169,4 @@ def train_step(run: Run, losses: Callable[[dict], Losses], batch: dict) -> dict[
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.average.update_parameters(run.module)
-    return {name: value.item() for name, value in named.items()}
+    return {name: value.detach() for name, value in named.items()}

@@ -1,8 +1,6 @@
-"""Batches of the world as tensors, each stream a function of (seed, step): resuming at a step repeats it exactly."""
+"""Batches of the world as tensors, each a function of (seed, step): a resumed run sees what it would have seen."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -20,12 +18,10 @@ def training_scene(random: np.random.Generator) -> Scene:
     return scene
 
 
-def scenes(seed: int, step: int, batch_size: int) -> Iterator[list[Scene]]:
-    """Batches from `step` on."""
-    while True:
-        random = np.random.default_rng([seed, step])
-        yield [training_scene(random) for _ in range(batch_size)]
-        step += 1
+def scenes(seed: int, step: int, batch_size: int) -> list[Scene]:
+    """The scenes of one step."""
+    random = np.random.default_rng([seed, step])
+    return [training_scene(random) for _ in range(batch_size)]
 
 
 def pictures(batch: list[Scene]) -> Tensor:

@@ -29,7 +29,7 @@ from mindedit_core.metrics import bootstrap_interval, mask_box, paired_interval,
 from mindedit_core.pipeline import join_conditions
 from mindedit_core.scenes import EVALUATION_SEEDS, OPERATIONS, Sample, judge_picture, judge_text, sample
 from mindedit_core.tensors import composite
-from train.mind_edit import image_embeds
+from train.mind_edit import image_embeds, target_pixels
 
 VARIANTS = ("full", "text_only", "insight_only", "neither", "oracle")
 ABLATIONS = ("text_only", "insight_only", "neither")
@@ -81,7 +81,7 @@ def exact_on_grey(system, items: Sequence[Sample], batch: int) -> list[float]:
 def varied(variant: str, items: Sequence[Sample], plans: Sequence[Plan], insights: Sequence[Insight], clip):
     """What this variant lets the painter know: plans, insights, and lambda's factor."""
     if variant == "oracle":
-        embeds = image_embeds(clip, list(items)).split(1)
+        embeds = image_embeds(clip, target_pixels(list(items))).split(1)
         plans = [replace(plan, text=item.optimized) for plan, item in zip(plans, items, strict=True)]
         insights = [replace(insight, image_embeds=e) for insight, e in zip(insights, embeds, strict=True)]
     if variant in ("insight_only", "neither"):

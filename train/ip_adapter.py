@@ -15,23 +15,19 @@ from torch import Tensor, nn
 from mindedit_core.bridges.ip_adapter import IPAdapter
 from mindedit_core.checkpoint import save_checkpoint
 from mindedit_core.model_files import load_model
-from train.common import Losses, Run, Schedule, arguments, fit, schedule_of
-from train.data import to_model
+from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, on_device, schedule_of
 from train.facts import tokens
 from train.latents import Cache, drawn, known, latents
-from train.mind_edit import CLIP_SPACE
+from train.mind_edit import CLIP_SPACE, image_embeds, target_pixels
 from train.unet import NOISE, weights
 
 
 def embeddings(clip: nn.Module, count: int, chunk: int = 50) -> Tensor:
-    """CLIP image embeddings of the targets: float[N, 256]."""
+    """CLIP image embeddings of the targets, on the CPU: float[N, 256]."""
     found = []
     for first in range(0, count, chunk):
-        images = np.stack([drawn(number).target_image for number in range(first, min(first + chunk, count))])
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            pooled = clip.vision_model(to_model(images)).pooler_output
-        with torch.no_grad():
-            found.append(clip.visual_projection(pooled.float()))
+        batch = [drawn(number) for number in range(first, min(first + chunk, count))]
+        found.append(image_embeds(clip, on_device(target_pixels(batch))).cpu())
     return torch.cat(found)
 
 
@@ -43,19 +39,17 @@ def prompt(number: int, random: np.random.Generator) -> str:
 
 
 def batches(schedule: Schedule, cache: Cache, embeds: Tensor):
-    def stream(step: int):
-        while True:
-            random = np.random.default_rng([schedule.seed, step, 7])
-            rows = random.integers(0, len(embeds), schedule.batch_size)
-            clean = cache.target[rows].float()
-            kept = torch.from_numpy(random.random(len(rows)) > 0.08)[:, None]
-            yield {"clean": clean, "text": tokens([prompt(int(row), random) for row in rows]),
-                   "mask": cache.mask[rows][:, None].float(), "masked": cache.masked[rows].float(),
-                   "embeds": embeds[rows] * kept, "inpaint": step % 2 == 0,
-                   "timesteps": torch.from_numpy(random.integers(0, 1000, len(rows))),
-                   "noise": torch.from_numpy(random.standard_normal(clean.shape, np.float32))}
-            step += 1
-    return stream
+    def batch_of(step: int) -> dict:
+        random = np.random.default_rng([schedule.seed, step, 7])
+        rows = random.integers(0, len(embeds), schedule.batch_size)
+        clean = cache.target[rows].float()
+        kept = torch.from_numpy(random.random(len(rows)) > 0.08)[:, None]
+        return {"clean": clean, "text": tokens([prompt(int(row), random) for row in rows]),
+                "mask": cache.mask[rows][:, None].float(), "masked": cache.masked[rows].float(),
+                "embeds": embeds[rows] * kept, "inpaint": step % 2 == 0,
+                "timesteps": torch.from_numpy(random.integers(0, 1000, len(rows))),
+                "noise": torch.from_numpy(random.standard_normal(clean.shape, np.float32))}
+    return batch_of
 
 
 def losses(adapter: IPAdapter, unet: nn.Module, unet_inpaint: nn.Module, clip: nn.Module):
@@ -81,7 +75,7 @@ def main() -> None:
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
     torch.set_num_threads(schedule.threads)
-    clip, unet, unet_inpaint = (load_model(options.weights / f"{name}.safetensors")
+    clip, unet, unet_inpaint = (load_model(options.weights / f"{name}.safetensors").to(DEVICE)
                                 for name in ("clip", "unet", "unet_inpaint"))
     cache = latents(options.runs, options.weights, options.count)
     adapter = IPAdapter.for_unet(unet, embed_dim=CLIP_SPACE["dim"], tokens=4, clip_space=CLIP_SPACE["name"])

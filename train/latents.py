@@ -20,7 +20,7 @@ from mindedit_core.painters.unet import latent_mask
 from mindedit_core.scenes import Sample, sample
 from mindedit_core.scenes.grammar import changed_slots
 from mindedit_core.scenes.graph import SLOT_SIZE, slot_corner
-from train.common import WEIGHTS
+from train.common import DEVICE, WEIGHTS, on_device
 from train.data import to_model
 from train.pairs import PROGRAMS
 
@@ -63,9 +63,10 @@ def rough_mask(item: Sample, number: int) -> np.ndarray:
 
 
 def encode(autoencoder: nn.Module, images: Tensor) -> Tensor:
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        latents = autoencoder.encode(images.to(memory_format=torch.channels_last)).latent
-    return (latents.float() * autoencoder.config.scaling_factor).half()
+    images = on_device(images.to(memory_format=torch.channels_last))
+    with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
+        latents = autoencoder.encode(images).latent
+    return (latents.float() * autoencoder.config.scaling_factor).half().cpu()
 
 
 def encode_chunk(autoencoder: nn.Module, first: int, count: int) -> dict[str, Tensor]:
@@ -97,7 +98,7 @@ def make(path: Path, autoencoder: nn.Module, count: int) -> None:
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     done: list[dict] = torch.load(part, weights_only=True) if part.exists() else []
-    autoencoder = autoencoder.to(memory_format=torch.channels_last)
+    autoencoder = autoencoder.to(DEVICE, memory_format=torch.channels_last)
     for first in range(len(done) * CHUNK, count, CHUNK):
         done.append(encode_chunk(autoencoder, first, min(CHUNK, count - first)))
         if len(done) % 40 == 0:

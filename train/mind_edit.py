@@ -22,7 +22,7 @@ from mindedit_core.backbones.vision_head import VisionHead
 from mindedit_core.model_files import load_model
 from mindedit_core.prompts import format_answer
 from mindedit_core.scenes import OPERATIONS, Sample, sample
-from train.common import Losses, Run, Schedule, arguments, fit, schedule_of
+from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, on_device, schedule_of
 from train.data import to_model
 from train.lora import add_lora, pairs_of
 from train.pairs import samples
@@ -43,11 +43,15 @@ class Student(nn.Module):
         self.head = VisionHead(model.config.text_config.hidden_size, CLIP_SPACE["dim"], width=512)
 
 
-def batches(schedule: Schedule, clip: nn.Module):
-    def stream(step: int):
-        for batch in samples(schedule.seed, step, schedule.batch_size):
-            yield collate(batch) | {"image_embeds": image_embeds(clip, batch)}
-    return stream
+def batches(schedule: Schedule):
+    def batch_of(step: int) -> dict:
+        batch = samples(schedule.seed, step, schedule.batch_size)
+        return collate(batch) | {"targets": target_pixels(batch)}
+    return batch_of
+
+
+def target_pixels(batch: list[Sample]) -> Tensor:
+    return to_model(np.stack([item.target_image for item in batch]))
 
 
 def collate(batch: list[Sample]) -> dict:
@@ -57,20 +61,21 @@ def collate(batch: list[Sample]) -> dict:
 
 
 @torch.no_grad()
-def image_embeds(clip: nn.Module, batch: list[Sample]) -> Tensor:
-    """Un-normalised CLIP embeddings of the targets, as an IP-Adapter takes them: float[B, 256]."""
-    targets = to_model(np.stack([item.target_image for item in batch]))
-    return clip.visual_projection(clip.vision_model(targets).pooler_output)
+def image_embeds(clip: nn.Module, targets: Tensor) -> Tensor:
+    """Un-normalised CLIP embeddings of float[B, 3, 128, 128], as an IP-Adapter takes them: float[B, 256], fp32."""
+    with torch.autocast(targets.device.type, enabled=False):
+        return clip.visual_projection(clip.vision_model(targets).pooler_output)
 
 
-def losses(mllm: LlavaOnevision, student: Student):
+def losses(mllm: LlavaOnevision, student: Student, clip: nn.Module):
     def compute(batch: dict) -> Losses:
         inputs = mllm.training_batch(None, batch["instructions"], batch["answers"], pixel_values=batch["pixel_values"])
         out = mllm.answer_pass(inputs, layer=LAYER)
         predicted = student.head(out.states, out.mask).float()
-        cosine = F.cosine_similarity(predicted, batch["image_embeds"]).mean()
+        wanted = image_embeds(clip, batch["targets"])
+        cosine = F.cosine_similarity(predicted, wanted).mean()
         return {"text": F.cross_entropy(out.logits.float().flatten(0, 1), out.targets.flatten(), ignore_index=-100),
-                "insight_mse": F.mse_loss(predicted, batch["image_embeds"]), "insight_cosine": 1 - cosine}
+                "insight_mse": F.mse_loss(predicted, wanted), "insight_cosine": 1 - cosine}
     return compute
 
 
@@ -78,10 +83,11 @@ def losses(mllm: LlavaOnevision, student: Student):
 def validate(mllm: LlavaOnevision, student: Student, clip: nn.Module) -> dict[str, float]:
     """Teacher-forced exactness on unseen single edits (an upper bound of t_opt_exact) and the insight's cosine."""
     batch = [sample(2**30 + number, operation=OPERATIONS[number % 7]) for number in range(140)]
-    inputs = mllm.training_batch(**{**collate(batch), "images": None})
+    inputs = mllm.training_batch(images=None, **on_device(collate(batch)))
     out = mllm.answer_pass(inputs, layer=LAYER)
+    wanted = image_embeds(clip, on_device(target_pixels(batch)))
     right = ((out.logits.argmax(-1) == out.targets) | (out.targets == -100)).all(1).float()
-    cosine = F.cosine_similarity(student.head(out.states, out.mask), image_embeds(clip, batch)).mean()
+    cosine = F.cosine_similarity(student.head(out.states, out.mask), wanted).mean()
     each = {name: right[index::7].mean().item() for index, name in enumerate(OPERATIONS)}
     return {"exact": right.mean().item(), "cosine": cosine.item(), **each}
 
@@ -90,7 +96,7 @@ def main() -> None:
     options = arguments(__doc__, Schedule(steps=3000, learning_rate=1e-3, batch_size=32, ema=0.998))
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
-    clip = load_model(options.weights / "clip.safetensors")
+    clip = load_model(options.weights / "clip.safetensors").to(DEVICE)
     student = Student(load_model(options.weights / "mllm.safetensors"))
     words = load_tokenizer(options.weights / "tokenizer.json")
 
@@ -98,7 +104,7 @@ def main() -> None:
         return LlavaOnevision(model, words, template="mini", mllm_id="mini")
 
     run = Run(options.runs / "mind_edit", student, schedule)
-    student = fit(run, batches(schedule, clip), losses(wrapped(student.model), student),
+    student = fit(run, batches(schedule), losses(wrapped(student.model), student, clip),
                   lambda average: validate(wrapped(average.model), average, clip))
     save(options, student, schedule, run.step, validate(wrapped(student.model), student, clip))
 

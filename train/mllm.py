@@ -22,7 +22,8 @@ from mindedit_core.backbones.llava_onevision import LlavaOnevision
 from mindedit_core.backbones.mini_config import mini_config
 from mindedit_core.backbones.mini_tokenizer import ASSISTANT, END, IMAGE, USER, save_tokenizer
 from mindedit_core.model_files import save_model
-from train.common import Losses, Run, Schedule, arguments, fit, schedule_of
+from mindedit_core.scenes import Scene
+from train.common import Losses, Run, Schedule, arguments, fit, on_device, schedule_of
 from train.data import scenes
 from train.questions import Turn, describe, dialogue, refer
 from train.tiles import tiles
@@ -56,13 +57,18 @@ def encode(turns: list[Turn], image_tokens: int) -> tuple[list[int], list[int]]:
 
 
 def batches(schedule: Schedule, image_tokens: int):
-    def stream(step: int):
-        for number, batch in enumerate(scenes(schedule.seed + 3, step, schedule.batch_size), step):
-            random = np.random.default_rng([schedule.seed, number, 3])
-            encoded = [encode(dialogue(scene, random, QUESTIONS), image_tokens) for scene in batch]
-            yield {"pixel_values": tiles(batch), "input_ids": pad([row for row, _ in encoded], 0, "right"),
-                   "labels": pad([labels for _, labels in encoded], IGNORED, "right")}
-    return stream
+    def batch_of(step: int) -> dict:
+        batch = scenes(schedule.seed + 3, step, schedule.batch_size)
+        random = np.random.default_rng([schedule.seed, step, 3])
+        return asked(batch, [dialogue(scene, random, QUESTIONS) for scene in batch], image_tokens)
+    return batch_of
+
+
+def asked(batch: list[Scene], dialogues: list[list[Turn]], image_tokens: int) -> dict:
+    """Pictures and their dialogues as tensors."""
+    encoded = [encode(turns, image_tokens) for turns in dialogues]
+    return {"pixel_values": tiles(batch), "input_ids": pad([row for row, _ in encoded], 0, "right"),
+            "labels": pad([labels for _, labels in encoded], IGNORED, "right")}
 
 
 def answer_logits(mllm: LlavaOnevision, batch: dict) -> tuple[Tensor, Tensor]:
@@ -82,12 +88,11 @@ def answer_logits(mllm: LlavaOnevision, batch: dict) -> tuple[Tensor, Tensor]:
 def validate(mllm: LlavaOnevision, image_tokens: int) -> dict[str, float]:
     """Greedy, teacher-forced: descriptions and references of unseen scenes answered exactly, token accuracy."""
     random = np.random.default_rng(5)
-    batch = next(scenes(2**20, 0, 96))
+    batch = scenes(2**20, 0, 96)
     turns = [[describe(scene), refer(scene, random)] for scene in batch]
-    encoded = [encode(turn, image_tokens) for turn in turns]
-    labels = pad([row for _, row in encoded], IGNORED, "right")
-    logits, wanted = answer_logits(mllm, {"pixel_values": tiles(batch), "labels": labels,
-                                          "input_ids": pad([row for row, _ in encoded], 0, "right")})
+    inputs = asked(batch, turns, image_tokens)
+    labels = inputs["labels"]
+    logits, wanted = (found.cpu() for found in answer_logits(mllm, on_device(inputs)))
     right = torch.ones_like(labels[:, 1:], dtype=torch.bool)
     right[labels[:, 1:] != IGNORED] = logits.argmax(-1) == wanted
     second = torch.tensor([len(ids(turn[0][1] + END)) for turn in turns])

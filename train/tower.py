@@ -14,7 +14,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from mindedit_core.backbones.mini_config import mini_config
-from train.common import Losses, Run, Schedule, arguments, fit, schedule_of
+from train.common import Losses, Run, Schedule, arguments, fit, on_device, schedule_of
 from train.data import scenes, slot_labels
 from train.slots import SlotReader, reading_accuracy, reading_losses
 from train.tiles import tiles
@@ -40,16 +40,16 @@ class Tower(nn.Module):
 
 
 def batches(schedule: Schedule):
-    def stream(step: int):
-        for batch in scenes(schedule.seed + 1, step, schedule.batch_size):
-            yield {"pixel_values": tiles(batch), "labels": slot_labels(batch)}
-    return stream
+    def batch_of(step: int) -> dict:
+        batch = scenes(schedule.seed + 1, step, schedule.batch_size)
+        return {"pixel_values": tiles(batch), "labels": slot_labels(batch)}
+    return batch_of
 
 
 @torch.no_grad()
 def validate(tower: Tower) -> dict[str, float]:
-    batch = next(scenes(2**20, 0, 256))
-    return reading_accuracy(tower(tiles(batch)), slot_labels(batch))
+    batch = scenes(2**20, 0, 256)
+    return reading_accuracy(tower(on_device(tiles(batch))), on_device(slot_labels(batch)))
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from mindedit_core.model_files import load_model, save_model
-from train.common import Losses, Run, Schedule, arguments, fit, schedule_of
+from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, schedule_of
 from train.facts import part, tokens, whole
 from train.latents import Cache, known, latents
 
@@ -57,23 +57,21 @@ def caption(number: int, painter: str, random: np.random.Generator) -> tuple[str
 
 
 def batches(schedule: Schedule, cache: Cache, painter: str):
-    def stream(step: int):
-        while True:
-            random = np.random.default_rng([schedule.seed, step, 6])
-            rows = random.integers(0, len(cache), schedule.batch_size)
-            said = [caption(int(row), painter, random) for row in rows]
-            clean = torch.stack([getattr(cache, which)[row] for row, (_, which) in zip(rows, said, strict=True)])
-            yield {"clean": clean.float(), "text": tokens([text for text, _ in said]),
-                   "mask": cache.mask[rows][:, None].float(), "masked": cache.masked[rows].float(),
-                   "timesteps": torch.from_numpy(random.integers(0, 1000, len(rows))),
-                   "noise": torch.from_numpy(random.standard_normal(clean.shape, np.float32))}
-            step += 1
-    return stream
+    def batch_of(step: int) -> dict:
+        random = np.random.default_rng([schedule.seed, step, 6])
+        rows = random.integers(0, len(cache), schedule.batch_size)
+        said = [caption(int(row), painter, random) for row in rows]
+        clean = torch.stack([getattr(cache, which)[row] for row, (_, which) in zip(rows, said, strict=True)])
+        return {"clean": clean.float(), "text": tokens([text for text, _ in said]),
+                "mask": cache.mask[rows][:, None].float(), "masked": cache.masked[rows].float(),
+                "timesteps": torch.from_numpy(random.integers(0, 1000, len(rows))),
+                "noise": torch.from_numpy(random.standard_normal(clean.shape, np.float32))}
+    return batch_of
 
 
 def weights(timesteps: Tensor) -> Tensor:
     """min(SNR, gamma) / SNR, which tempers the easy low-noise steps."""
-    alphas = NOISE.alphas_cumprod[timesteps]
+    alphas = NOISE.alphas_cumprod.to(timesteps.device)[timesteps]
     snr = alphas / (1 - alphas)
     return snr.clamp(max=GAMMA) / snr
 
@@ -107,7 +105,7 @@ def main() -> None:
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
     torch.set_num_threads(schedule.threads)
-    clip = load_model(options.weights / "clip.safetensors")
+    clip = load_model(options.weights / "clip.safetensors").to(DEVICE)
     cache = latents(options.runs, options.weights, options.count)
     unet = start(options).requires_grad_(True).train()
     name = "unet" if options.painter == "img2img" else "unet_inpaint"

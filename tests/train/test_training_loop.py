@@ -11,10 +11,8 @@ from train.common import Run, Schedule, fit
 PLAN = Schedule(steps=60, learning_rate=1e-2, batch_size=4, warm_up=5, save_every=0.0)
 
 
-def batches(step: int):
-    while True:
-        yield {"x": torch.randn(4, 3, generator=torch.Generator().manual_seed(step))}
-        step += 1
+def batch_of(step: int) -> dict:
+    return {"x": torch.randn(4, 3, generator=torch.Generator().manual_seed(step))}
 
 
 def student() -> nn.Module:
@@ -33,7 +31,7 @@ def train(folder, stop_at: int | None = None) -> nn.Module:
 
     if run.step == 0:
         torch.manual_seed(1)  # a resumed run brings its own state
-    return fit(run, batches, losses)
+    return fit(run, batch_of, losses)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -48,7 +46,7 @@ def test_resumed_equals_uninterrupted(tmp_path):
     module = student()
     resumed = Run(tmp_path / "cut", module, PLAN)
     assert resumed.step == 41
-    finished = fit(resumed, batches, lambda batch: {
+    finished = fit(resumed, batch_of, lambda batch: {
         "fit": (module(batch["x"]).float() - batch["x"].sum(1, keepdim=True)).pow(2).mean()})
     assert same(whole, finished)
     assert not same(whole, student())
@@ -58,7 +56,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     module = student()
     run = Run(tmp_path, module, PLAN)
     with pytest.raises(FloatingPointError, match="step 0"):
-        fit(run, batches, lambda batch: {"bad": module(batch["x"]).sum() * float("nan")})
+        fit(run, batch_of, lambda batch: {"bad": module(batch["x"]).sum() * float("nan")})
 
 
 def test_the_log_has_a_line_every_fifty_steps(tmp_path):
