@@ -1,7 +1,9 @@
 """LLaVA-OneVision as MLLM: one reading, equal states in training and inference, batches, seeds, files on disk."""
 
 import copy
+import doctest
 import json
+import re
 import shutil
 from collections import Counter
 from types import SimpleNamespace
@@ -600,29 +602,40 @@ def test_a_published_folder_loads_and_keeps_its_weights(published, images):
     assert mllm.generate(images[:1], "make the cat red", max_new_tokens=3)[0].states.hidden.shape[-1] == 36
 
 
-def test_the_key_layout_of_older_published_folders_loads(folder):
+LAYOUTS = {  # of published folders, which save_pretrained writes to this day, and of models in memory since 4.52
+    "published": ("language_model.model.", "language_model.lm_head.", "vision_tower.vision_model.", ""),
+    "newer": ("model.language_model.", "lm_head.", "model.vision_tower.vision_model.", "model."),
+}
+
+
+def relabelled(key, layout):
+    decoder, head, tower, root = LAYOUTS[layout]
+    for old, new in (
+        (r"^(model\.)?language_model\.(model\.)?", decoder),
+        (r"^(model\.)?vision_tower\.(vision_model\.)?", tower),
+    ):
+        if re.match(old, key) and "lm_head" not in key:
+            return re.sub(old, new, key)
+    if "lm_head" in key:
+        return re.sub(r"^.*lm_head\.", head, key)
+    return root + key.removeprefix("model.")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_key_layout_of_saved_folders_loads(folder, layout):
     from safetensors.torch import load_file, save_file
 
     expected = LlavaOnevision.from_folder(folder).model.state_dict()
-    older = {}
+    tensors = {}
     for shard in sorted(folder.glob("*.safetensors")):
-        for key, tensor in load_file(shard).items():
-            older[_older(key)] = tensor
+        tensors |= {relabelled(key, layout): tensor for key, tensor in load_file(shard).items()}
         shard.unlink()
     (folder / "model.safetensors.index.json").unlink()
-    assert any(key.startswith("vision_tower.vision_model.") for key in older)
-    assert any(key.startswith("language_model.model.layers.") for key in older)
-    save_file(older, folder / "model.safetensors", {"format": "pt"})
+    for start in (LAYOUTS[layout][0], LAYOUTS[layout][2], LAYOUTS[layout][3] + "multi_modal_projector."):
+        assert any(key.startswith(start) for key in tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     loaded = LlavaOnevision.from_folder(folder).model.state_dict()
     assert loaded.keys() == expected.keys() and all(torch.equal(loaded[key], x) for key, x in expected.items())
-
-
-def _older(key):
-    key = key.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower.")
-    key = key.replace("vision_tower.", "vision_tower.vision_model.", 1)
-    if key.startswith("lm_head"):
-        return f"language_model.{key}"
-    return key.replace("language_model.", "language_model.model.", 1)
 
 
 def test_fp16_is_computed_in_fp32_on_a_cpu_and_this_is_said(published):
@@ -754,6 +767,11 @@ def test_the_fingerprint_changes_with_any_matrix():
         name = name if name in parameters else name.replace("vision_tower", "vision_tower.vision_model")
         parameters[name].data.mul_(1.01)
         assert llava_loading.fingerprint(changed) != before
+
+
+def test_docstring_examples_hold():
+    results = doctest.testmod(hf_vlm, extraglobs={"torch": torch})
+    assert results.attempted and not results.failed
 
 
 def test_every_backbone_in_the_table_is_there():
