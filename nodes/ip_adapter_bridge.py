@@ -118,7 +118,7 @@ class IPAdapterBridge(io.ComfyNode):
         from ..mindedit_core.hosts.comfy_text import encode_prompt
         from ..mindedit_core.hosts.comfy_ui import say
 
-        with blame(NODE_ID, "adapter" if ipadapter is None else "ipadapter"):
+        with blame(NODE_ID, f"adapter ({adapter})" if ipadapter is None else "ipadapter"):
             source = comfy_folders.resolve_ip_adapter(adapter) if ipadapter is None else ipadapter
             handle = load_adapter(source)
         with blame(NODE_ID, "model, insight and adapter"):

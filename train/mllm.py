@@ -49,7 +49,7 @@ def encode(turns: list[Turn], image_tokens: int) -> tuple[list[int], list[int]]:
     """input_ids and labels of a dialogue; only answers and their end tokens are learnt."""
     rows, labels = [], []
     for number, (question, answer) in enumerate(turns):
-        prompt = f"{USER}{IMAGE * image_tokens if number == 0 else ''}\n{question}{ASSISTANT}"
+        prompt = f"{USER}{IMAGE * image_tokens if number == 0 else ''}{question}{ASSISTANT}"
         asked, said = ids(prompt), ids(answer + END)
         rows += asked + said
         labels += [IGNORED] * len(asked) + said

@@ -25,6 +25,7 @@ from websocket import WebSocketTimeoutException, create_connection
 PACK_FOLDER = "ComfyUI-Mind.Edit"  # a folder name that is no Python identifier: users choose such names
 NOT_PART_OF_THE_PACK = (".git", ".venv*", "build", "runs", "__pycache__", ".pytest_cache", ".ruff_cache", "*.egg-info")
 NEEDED = "torch, torchvision, torchsde, transformers, diffusers, einops, safetensors, aiohttp, alembic, av, kornia"
+ENDS = ("execution_success", "execution_error", "execution_interrupted")
 START_SECONDS, RUN_SECONDS = 300, 600  # only to end a test that hangs: a busy machine is slow
 
 
@@ -57,7 +58,10 @@ def install_pack(root: Path, base: Path, mini: Path) -> Path:
 
 
 class Refused(Exception):
-    """HTTP 400: the prompt did not pass the host's validation. `.answer` is the host's JSON."""
+    """A node of the prompt did not pass the host's validation. `.answer` is the host's JSON.
+
+    The host answers HTTP 400 if nothing is left to run, else it says so and runs the other outputs.
+    """
 
     def __init__(self, answer: dict) -> None:
         super().__init__(json.dumps(answer, indent=1))
@@ -78,8 +82,10 @@ class Run:
     texts: dict[str, list[str]] = field(default_factory=dict)
     outputs: dict[str, dict] = field(default_factory=dict)
 
-    def kinds(self) -> list[str]:
-        return [event["type"] for event in self.events]
+    @property
+    def end(self) -> str:
+        """execution_success, execution_error or execution_interrupted."""
+        return next(event["type"] for event in reversed(self.events) if event["type"] in ENDS)
 
     @property
     def error(self) -> dict | None:
@@ -172,18 +178,21 @@ class ComfyServer:
         client = uuid.uuid4().hex
         listener = create_connection(f"ws://{self.address}/ws?clientId={client}", timeout=RUN_SECONDS)
         try:
-            run = Run(self.post("/prompt", {"prompt": prompt, "client_id": client})["prompt_id"])
+            answer = self.post("/prompt", {"prompt": prompt, "client_id": client})
+            run = Run(answer["prompt_id"])
             self._listen(listener, run, on_event)
         except WebSocketTimeoutException as error:
             raise RuntimeError(f"no event for {RUN_SECONDS} s:\n{self.log()[-2000:]}") from error
         finally:
             listener.close()
+        if answer["node_errors"]:
+            raise Refused(answer)
         history = self.get(f"/history/{run.prompt_id}")
         run.outputs = history.get(run.prompt_id, {}).get("outputs", {})
         return run
 
     def _listen(self, listener, run: Run, on_event) -> None:
-        ends = {"execution_success", "execution_error", "execution_interrupted"}
+        """Until the host says that it has put the prompt into its history: "executing" no node."""
         while True:
             message = listener.recv()
             if isinstance(message, bytes):
@@ -195,14 +204,14 @@ class ComfyServer:
             run.events.append(event)
             if on_event:
                 on_event(run, event)
-            if event["type"] in ends:
+            if event["type"] == "executing" and event["data"]["node"] is None:
                 return
 
     def run_well(self, prompt: dict) -> Run:
         """As `run`, and the prompt must succeed."""
         run = self.run(prompt)
         assert run.error is None, f"{run.error['node_type']}: {run.message}\n{''.join(run.error['traceback'])}"
-        assert run.kinds()[-1] == "execution_success", run.kinds()
+        assert run.end == "execution_success"
         return run
 
     # Results

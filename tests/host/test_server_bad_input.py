@@ -103,7 +103,7 @@ def test_a_truncated_adapter(server, mini, mini_folder):
     (folder / "truncated.safetensors").write_bytes(content[: len(content) // 2])
     use_file(mini, "truncated.safetensors")
     message = failure(server, mini)
-    assert message.startswith("IP-Adapter Bridge, adapter: ") and "truncated.safetensors" in message
+    assert message.startswith("IP-Adapter Bridge, adapter (truncated.safetensors): ")
 
 
 def test_a_file_that_is_no_adapter(server, mini, mini_folder):
@@ -112,7 +112,7 @@ def test_a_file_that_is_no_adapter(server, mini, mini_folder):
     shutil.copy(mini_folder / "autoencoder.safetensors", folder / "not_an_adapter.safetensors")
     use_file(mini, "not_an_adapter.safetensors")
     message = failure(server, mini)
-    assert message.startswith("IP-Adapter Bridge, adapter: ") and "not_an_adapter.safetensors" in message
+    assert message.startswith("IP-Adapter Bridge, adapter (not_an_adapter.safetensors): ")
 
 
 def test_an_adapter_file_that_is_not_there(server, mini, client):
@@ -164,7 +164,7 @@ def test_without_a_head_the_insight_is_off_and_the_node_says_so(server, mini):
     with_loader(mini, "mini (built in)", "none")
     run = server.run_well(mini.prompt)
     (said,) = run.outputs[mini.id("MindEditInsightEmbedding")]["text"]
-    assert "head" in said and "off" in said
+    assert "VisionHead" in said and "the insight is off" in said
     assert run.texts[mini.id("MindEditInsightEmbedding")] == [said]
     assert "text only" in run.outputs[mini.id(BRIDGE)]["text"][0]
     assert len(server.pictures(run, mini.id("SaveImage"))) == 1
@@ -173,7 +173,7 @@ def test_without_a_head_the_insight_is_off_and_the_node_says_so(server, mini):
 def pictures_with(server, mini, **inputs):
     """Source, result, and what the Edit Sampler said."""
     mini[SAMPLER] |= inputs
-    source = mini.add("SaveImage", images=mini[SAMPLER]["image"], filename_prefix="source")
+    source = mini.add("PreviewImage", images=mini[SAMPLER]["image"])
     run = server.run_well(mini.prompt)
     said = run.outputs.get(mini.id(SAMPLER), {}).get("text", [""])[0]
     return server.pictures(run, source)[0], server.pictures(run, mini.id("SaveImage"))[0], said
@@ -228,7 +228,8 @@ def test_an_interrupted_run_ends_at_once_and_loses_nothing(server, mini):
             asked.append(server.post("/interrupt", {}))
 
     run = server.run(endless.prompt, on_event=interrupt)
-    assert asked and run.kinds()[-1] == "execution_interrupted"
-    assert run.events[-1]["data"]["node_type"] == SAMPLER
+    assert asked and run.end == "execution_interrupted"
+    (interrupted,) = [event["data"] for event in run.events if event["type"] == run.end]
+    assert interrupted["node_type"] == SAMPLER
     server.post("/free", {"unload_models": True, "free_memory": True})
     assert np.array_equal(whole, server.latent(server.run_well(mini.prompt), latent))

@@ -58,9 +58,9 @@ def test_another_seed_is_another_picture(server, mini):
 
 
 def test_outside_the_mask_the_source_is_kept_to_the_pixel(server, mini):
-    source = mini.add("SaveImage", images=mini.link("MindEditSampleScene"), filename_prefix="source")
+    source = mini.add("PreviewImage", images=mini.link("MindEditSampleScene"))
     mask = mini.add("MaskToImage", mask=mini.link("MindEditSampleScene", 1))
-    shown = mini.add("SaveImage", images=[mask, 0], filename_prefix="mask")
+    shown = mini.add("PreviewImage", images=[mask, 0])
     run = server.run_well(mini.prompt)
     before, painted, after = (server.pictures(run, node)[0] for node in (source, shown, mini.id("SaveImage")))
     kept = painted[..., 0] == 0
@@ -114,7 +114,7 @@ def test_edit_sampler_equals_the_core_nodes(server, mini, painter, sampler, sche
 
 def test_strength_zero_returns_the_source(server, mini):
     mini[SAMPLER]["strength"] = 0.0
-    source = mini.add("SaveImage", images=mini.link("MindEditSampleScene"), filename_prefix="source")
+    source = mini.add("PreviewImage", images=mini.link("MindEditSampleScene"))
     run = server.run_well(mini.prompt)
     before, after = (server.pictures(run, node)[0] for node in (source, mini.id("SaveImage")))
     assert np.array_equal(before, after)
