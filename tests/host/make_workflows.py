@@ -79,7 +79,8 @@ The same graph as **mind_edit_mini**, with models of full size. About 6 GB of VR
 | [{MLLM_FOLDER}]({MLLM_URL}) (1.8 GB, the whole folder) | `models/LLM/{MLLM_FOLDER}` |
 | a MIND-Edit adapter for that LLaVA (optional) | `models/mindedit` |
 
-1. Load a picture. Right-click it, **Open in MaskEditor**, paint what may change.
+1. Load a picture. Right-click it, **Open in MaskEditor**, paint what may change. Until then the mask is empty: \
+the picture comes back as it is, and *Edit Sampler* says why.
 2. Say what you want, as loosely as you like, and press **Run**.
 
 Without a MIND-Edit adapter the text is still rewritten, *Insight Embedding* says that the insight is off, and the \
@@ -188,7 +189,7 @@ SD15 = Layout(
             (900, 480),
             (400, 330),
             {"mllm": ("mllm", "mllm"), "image": ("picture", "IMAGE")},
-            {"control": "fixed", "instruction": "give her something to drink that suits the weather"},
+            {"control": "fixed", "instruction": "dress her for a cold evening"},
         ),
         "insight": Node(
             "MindEditInsightEmbedding",

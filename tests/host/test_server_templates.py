@@ -47,7 +47,8 @@ def test_no_two_nodes_overlap_and_every_node_is_in_its_group(page, path):
 
 
 def test_the_template_of_the_mini_runs_from_the_browser(page, server):
-    """Opened and queued by the frontend itself, as the Run button does."""
+    """Opened and queued by the frontend itself, as the Run button does; nothing comes from the host's cache."""
+    server.post("/free", {"unload_models": True, "free_memory": True})
     page.load(load(ROOT / "workflows" / "mind_edit_mini.json"))
     page.page.run("app.queuePrompt(0, 1)")
     page.page.wait_for(

@@ -1,0 +1,94 @@
+"""Run by the host's Python: files of random weights with the names and shapes of SD1.5-inpainting and its IP-Adapter.
+
+python make_full_size.py COMFYUI MODELS        MODELS/checkpoints and MODELS/ipadapter, 2 GB in fp16
+"""
+
+import sys
+from pathlib import Path
+
+comfyui, models = sys.argv[1], Path(sys.argv[2])
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, comfyui)
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+import comfy.ldm.models.autoencoder  # noqa: E402
+import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel  # noqa: E402
+import comfy.ops  # noqa: E402
+import comfy.sd1_clip  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+ops = comfy.ops.manual_cast
+UNET = {
+    "image_size": 32,
+    "in_channels": 9,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "num_heads": 8,
+    "use_spatial_transformer": True,
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+    "context_dim": 768,
+    "legacy": False,
+}
+VAE = {
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
+CLIP_DIM, TOKEN_DIM, TOKENS = 1024, 768, 4
+generator = torch.Generator().manual_seed(0)
+
+
+def random_like(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Norms are the identity, biases zero, everything else keeps the variance of what goes through it."""
+    if not tensor.is_floating_point():
+        return tensor
+    if tensor.ndim == 1:
+        return (torch.zeros if name.endswith("bias") else torch.ones)(tensor.shape, dtype=torch.float16)
+    return (torch.randn(tensor.shape, generator=generator) * tensor[0].numel() ** -0.5).half()
+
+
+def checkpoint() -> dict[str, torch.Tensor]:
+    unet = openaimodel.UNetModel(**UNET, operations=ops).state_dict()
+    vae = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=VAE, embed_dim=4).state_dict()
+    text = comfy.sd1_clip.SD1ClipModel().clip_l.transformer.state_dict()
+    tensors = {f"model.diffusion_model.{name}": random_like(name, value) for name, value in unet.items()}
+    tensors |= {f"first_stage_model.{name}": random_like(name, value) for name, value in vae.items()}
+    return tensors | {f"cond_stage_model.transformer.{name}": random_like(name, value) for name, value in text.items()}
+
+
+def adapter() -> dict[str, torch.Tensor]:
+    """Keys as in h94/IP-Adapter: odd numbers over the 16 cross-attentions, down, up, middle."""
+    widths = [320] * 2 + [640] * 2 + [1280] * 2 + [1280] * 3 + [640] * 3 + [320] * 3 + [1280]
+    tensors = {
+        "image_proj.proj.weight": random_like("weight", torch.empty(TOKENS * TOKEN_DIM, CLIP_DIM)),
+        "image_proj.proj.bias": torch.zeros(TOKENS * TOKEN_DIM),
+        "image_proj.norm.weight": torch.ones(TOKEN_DIM),
+        "image_proj.norm.bias": torch.zeros(TOKEN_DIM),
+    }
+    for number, width in enumerate(widths):
+        for side in "kv":
+            value = random_like("weight", torch.empty(width, TOKEN_DIM))
+            tensors[f"ip_adapter.{2 * number + 1}.to_{side}_ip.weight"] = value
+    return tensors
+
+
+for folder, name, content in (
+    ("checkpoints", "sd-v1-5-inpainting.safetensors", checkpoint),
+    ("ipadapter", "ip-adapter_sd15.safetensors", adapter),
+):
+    (models / folder).mkdir(parents=True, exist_ok=True)
+    save_file(content(), models / folder / name)
