@@ -19,7 +19,7 @@ from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, on_devic
 from train.facts import tokens
 from train.latents import Cache, drawn, known, latents
 from train.mind_edit import CLIP_SPACE, image_embeds, target_pixels
-from train.unet import NOISE, weights
+from train.unet import NOISE, quick_attention, weights
 
 
 def embeddings(clip: nn.Module, count: int, chunk: int = 50) -> Tensor:
@@ -60,7 +60,7 @@ def losses(adapter: IPAdapter, unet: nn.Module, unet_inpaint: nn.Module, clip: n
         painter = unet_inpaint if batch["inpaint"] else unet
         if batch["inpaint"]:
             inputs = torch.cat([inputs, batch["mask"], batch["masked"]], 1)
-        with adapter.attached(painter, image_tokens=adapter.project(batch["embeds"]), scale=1.0):
+        with quick_attention(), adapter.attached(painter, image_tokens=adapter.project(batch["embeds"]), scale=1.0):
             predicted = painter(inputs, batch["timesteps"], states).sample.float()
         error = (predicted - batch["noise"]).pow(2).mean((1, 2, 3))
         return {"noise": (weights(batch["timesteps"]) * error).mean()}

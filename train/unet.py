@@ -10,6 +10,7 @@ The img2img painter learns whole scenes, parts of scenes, and T_opt; the inpaint
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mindedit_core.model_files import load_model, save_model
 from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, schedule_of
@@ -69,6 +71,11 @@ def batches(schedule: Schedule, cache: Cache, painter: str):
     return batch_of
 
 
+def quick_attention():
+    """With heads this narrow torch's fused attention is the slower one on a CPU: a step takes 1.4 s against 1.9 s."""
+    return sdpa_kernel(SDPBackend.MATH) if DEVICE.type == "cpu" else nullcontext()
+
+
 def weights(timesteps: Tensor) -> Tensor:
     """min(SNR, gamma) / SNR, which tempers the easy low-noise steps."""
     alphas = NOISE.alphas_cumprod.to(timesteps.device)[timesteps]
@@ -83,7 +90,8 @@ def losses(unet: nn.Module, clip: nn.Module, painter: str):
         inputs = NOISE.add_noise(batch["clean"], batch["noise"], batch["timesteps"])
         if painter == "inpaint":
             inputs = torch.cat([inputs, batch["mask"], batch["masked"]], 1)
-        predicted = unet(inputs, batch["timesteps"], states).sample.float()
+        with quick_attention():
+            predicted = unet(inputs, batch["timesteps"], states).sample.float()
         error = (predicted - batch["noise"]).pow(2).mean((1, 2, 3))
         return {"noise": (weights(batch["timesteps"]) * error).mean()}
     return compute
