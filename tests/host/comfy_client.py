@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load
 from websocket import WebSocketTimeoutException, create_connection
 
 PACK_FOLDER = "ComfyUI-Mind.Edit"  # a folder name that is no Python identifier: users choose such names
@@ -102,53 +103,15 @@ class Run:
         return started - {None}
 
 
-class ComfyServer:
-    """`with ComfyServer(comfyui, python, root, mini, base) as server:` starts and ends the process."""
+class ComfyClient:
+    """Talks to a running ComfyUI at `address`, host:port."""
 
-    def __init__(self, comfyui: Path, python: str, root: Path, mini: Path, base: Path):
-        self.comfyui, self.python, self.root, self.mini, self.base = comfyui, python, root, mini, base
-        self.address = f"127.0.0.1:{free_port()}"
-        self.log_path = base / "server.log"
-        self.process: subprocess.Popen | None = None
-
-    def __enter__(self) -> ComfyServer:
-        for folder in ("custom_nodes", "models", "input", "output", "user"):
-            (self.base / folder).mkdir(parents=True, exist_ok=True)
-        self.pack = install_pack(self.root, self.base, self.mini)
-        port = self.address.split(":")[1]
-        command = [self.python, "main.py", "--cpu", "--port", port, "--base-directory", str(self.base)]
-        command += ["--disable-api-nodes", "--disable-assets-autoscan"]
-        command += ["--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}"]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        self._log = self.log_path.open("w")
-        self.process = subprocess.Popen(
-            command, cwd=self.comfyui, env=environment, stdout=self._log, stderr=subprocess.STDOUT
-        )
-        self._wait_until_up()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self.process is not None:
-            self.process.kill()  # SIGINT may be ignored by a background server
-            self.process.wait()
-        self._log.close()
-
-    def _wait_until_up(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"ComfyUI ended with code {self.process.returncode}:\n{self.log()[-4000:]}")
-            try:
-                self.get("/system_stats")
-                return
-            except OSError:
-                time.sleep(0.5)
-        raise RuntimeError(f"ComfyUI did not answer within {START_SECONDS} s:\n{self.log()[-4000:]}")
+    def __init__(self, address: str) -> None:
+        self.address = address
 
     def log(self) -> str:
-        return self.log_path.read_text(errors="replace")
-
-    # HTTP
+        """What the server has printed, where that is known."""
+        return ""
 
     def get_bytes(self, path: str, **query: str) -> bytes:
         url = f"http://{self.address}{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
@@ -223,19 +186,58 @@ class ComfyServer:
 
     def latent(self, run: Run, node: str) -> np.ndarray:
         """float[B, C, h, w] of a SaveLatent node."""
-        from safetensors.numpy import load_file
-
-        place = run.outputs[node]["latents"][0]
-        return load_file(self.base / "output" / place["subfolder"] / place["filename"])["latent_tensor"]
+        return load(self.get_bytes("/view", **run.outputs[node]["latents"][0]))["latent_tensor"]
 
     def text(self, run: Run, node: str) -> str:
         """What a PreviewAny ("Preview as Text") node showed."""
         return run.outputs[node]["text"][0]
 
-    def upload(self, pixels: np.ndarray, name: str) -> str:
-        """Put a picture into the server's input folder, for LoadImage."""
-        Image.fromarray(pixels).save(self.base / "input" / name)
-        return name
+
+class ComfyServer(ComfyClient):
+    """`with ComfyServer(comfyui, python, root, mini, base) as server:` starts and ends the process."""
+
+    def __init__(self, comfyui: Path, python: str, root: Path, mini: Path, base: Path):
+        self.comfyui, self.python, self.root, self.mini, self.base = comfyui, python, root, mini, base
+        super().__init__(f"127.0.0.1:{free_port()}")
+        self.log_path = base / "server.log"
+        self.process: subprocess.Popen | None = None
+
+    def __enter__(self) -> ComfyServer:
+        for folder in ("custom_nodes", "models", "input", "output", "user"):
+            (self.base / folder).mkdir(parents=True, exist_ok=True)
+        self.pack = install_pack(self.root, self.base, self.mini)
+        port = self.address.split(":")[1]
+        command = [self.python, "main.py", "--cpu", "--port", port, "--base-directory", str(self.base)]
+        command += ["--disable-api-nodes", "--disable-assets-autoscan"]
+        command += ["--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}"]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        self._log = self.log_path.open("w")
+        self.process = subprocess.Popen(
+            command, cwd=self.comfyui, env=environment, stdout=self._log, stderr=subprocess.STDOUT
+        )
+        self._wait_until_up()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.process is not None:
+            self.process.kill()  # SIGINT may be ignored by a background server
+            self.process.wait()
+        self._log.close()
+
+    def _wait_until_up(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"ComfyUI ended with code {self.process.returncode}:\n{self.log()[-4000:]}")
+            try:
+                self.get("/system_stats")
+                return
+            except OSError:
+                time.sleep(0.5)
+        raise RuntimeError(f"ComfyUI did not answer within {START_SECONDS} s:\n{self.log()[-4000:]}")
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
 
 
 def _note_text(run: Run, message: bytes) -> None:

@@ -92,7 +92,7 @@ Any SD 1.5 checkpoint, LoRA or ControlNet fits between loader and bridge; withou
 # The loaders stand at the top: what they give runs along a lane above the nodes that think, straight to the painter.
 MINI = Layout(
     nodes={
-        "note": Node("MarkdownNote", (0, 110), (420, 740), widgets={"text": MINI_NOTE}),
+        "note": Node("MarkdownNote", (0, 110), (420, 640), widgets={"text": MINI_NOTE}),
         "mini": Node("MindEditMiniLoader", (500, 110), (320, 160)),
         "scene": Node("MindEditSampleScene", (500, 390), (320, 230), widgets={"seed": 2**31, "control": "increment"}),
         "larger": Node(
@@ -174,7 +174,7 @@ MINI = Layout(
 
 SD15 = Layout(
     nodes={
-        "note": Node("MarkdownNote", (0, 110), (420, 740), widgets={"text": SD15_NOTE}),
+        "note": Node("MarkdownNote", (0, 110), (420, 640), widgets={"text": SD15_NOTE}),
         "mllm": Node("MindEditMLLMLoader", (500, 110), (320, 90), widgets={"model": MLLM_FOLDER, "adapter": "none"}),
         "checkpoint": Node(
             "CheckpointLoaderSimple",

@@ -99,6 +99,8 @@ def test_widened_unet_starts_equal_to_the_first():
     x, rest, text = torch.randn(1, 16, 8, 8), torch.randn(1, 17, 8, 8), torch.randn(1, 77, 192)
     with torch.no_grad():
         assert torch.allclose(first(x, 500, text).sample, wide(torch.cat([x, rest], 1), 500, text).sample, atol=1e-5)
+    back = unet.narrowed(wide).state_dict()
+    assert all(torch.equal(value, back[name]) for name, value in first.state_dict().items())
 
 
 def test_min_snr_weights_temper_low_noise_alone():
