@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
+from mindedit_core.backbones.mini_tokenizer import save_tokenizer
 from mindedit_core.model_files import save_model
 from train.common import Losses, Run, Schedule, arguments, fit, on_device, schedule_of
 from train.data import pictures, scenes, slot_labels
@@ -117,6 +118,7 @@ def main() -> None:
     score = validate(student)
     save_model(options.weights / "clip.safetensors", "clip", student.clip,
                {"recipe": "train.clip", "seed": schedule.seed, "steps": run.step, "data": "scenes v1", "score": score})
+    save_tokenizer(tokenizer(), options.weights / "tokenizer.json")
     print(score)
 
 

@@ -20,13 +20,18 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mindedit_core.backbones.mini_tokenizer import load_tokenizer
+from mindedit_core.contracts import Condition, PaintSettings, Plan
 from mindedit_core.model_files import load_model, save_model
+from mindedit_core.painters.unet import UNetPainter
+from mindedit_core.scenes import OPERATIONS, judge_picture, sample
 from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, schedule_of
 from train.facts import part, tokens, whole
 from train.latents import Cache, known, latents
 
 CHANNELS = 16
 GAMMA = 5.0
+VALIDATION = 64
 NOISE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 
 
@@ -105,6 +110,24 @@ def losses(unet: nn.Module, clip: nn.Module, painter: str):
     return compute
 
 
+@torch.no_grad()
+def validate(unet: nn.Module, painter: str, clip: nn.Module, autoencoder: nn.Module, words) -> dict[str, float]:
+    """Share of unseen single edits that the picture judge accepts, given the true T_opt (and the true mask)."""
+    unets = (unet, None) if painter == "img2img" else (None, unet)
+    artist = UNetPainter(*unets, autoencoder, clip, words)
+    right = 0
+    for first in range(0, VALIDATION, 16):
+        items = [sample(2**30 + number, operation=OPERATIONS[number % 7]) for number in range(first, first + 16)]
+        plans = [Plan(item.instruction, item.optimized, "truth") for item in items]
+        mask = torch.from_numpy(np.stack([item.mask for item in items])).float() if painter == "inpaint" else None
+        strength = 1.0 if painter == "inpaint" else 0.85
+        settings = PaintSettings(steps=20, guidance_scale=3.0, strength=strength, mask=mask)
+        source = torch.from_numpy(np.stack([item.source_image for item in items])).float() / 255
+        images = (artist.paint(source, plans, Condition(), settings) * 255).round().to(torch.uint8).numpy()
+        right += sum(judge_picture(image, item.target).ok for image, item in zip(images, items, strict=True))
+    return {"success": right / VALIDATION}
+
+
 def start(options) -> UNet2DConditionModel:
     """From the other painter if that is trained already, as SD-inpainting came from SD; else from random weights."""
     grown = options.painter == "inpaint"
@@ -128,10 +151,13 @@ def main() -> None:
     unet = start(options).requires_grad_(True).train()
     name = "unet" if options.painter == "img2img" else "unet_inpaint"
     run = Run(options.runs / name, unet, schedule)
-    unet = fit(run, batches(schedule, cache, options.painter), losses(unet, clip, options.painter))
+    truth = (clip, load_model(options.weights / "autoencoder.safetensors").to(DEVICE),
+             load_tokenizer(options.weights / "tokenizer.json"))
+    unet = fit(run, batches(schedule, cache, options.painter), losses(unet, clip, options.painter),
+               lambda average: validate(average, options.painter, *truth))
     save_model(options.weights / f"{name}.safetensors", name, unet,
                {"recipe": f"train.unet --painter {options.painter}", "seed": schedule.seed, "steps": run.step,
-                "data": f"scenes v1, {options.count} samples", "score": {}})
+                "data": f"scenes v1, {options.count} samples", "score": validate(unet, options.painter, *truth)})
 
 
 if __name__ == "__main__":

@@ -67,7 +67,9 @@ def stable_diffusion():
 
     with torch.inference_mode(False):
         torch.manual_seed(0)
-        unet = UNet2DConditionModel(in_channels=9, cross_attention_dim=TOKEN_DIM, attention_head_dim=8).eval()
+        unet = UNet2DConditionModel(
+            in_channels=9, cross_attention_dim=TOKEN_DIM, attention_head_dim=8, sample_size=64
+        ).eval()
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
