@@ -89,16 +89,17 @@ class IPAdapterBridge(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, adapter: str) -> bool | str:
+    def validate_inputs(cls, adapter: str | None = None) -> bool | str:
         try:
-            comfy_folders.resolve_ip_adapter(adapter)
+            if adapter is not None:  # None: it comes through a link
+                comfy_folders.resolve_ip_adapter(adapter)
         except (FileNotFoundError, ValueError) as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, adapter: str, **_: Any) -> str:
-        return comfy_folders.fingerprint("ip_adapter", adapter)
+    def fingerprint_inputs(cls, adapter: str | None = None, **_: Any) -> str:
+        return "" if adapter is None else comfy_folders.fingerprint("ip_adapter", adapter)
 
     @classmethod
     def execute(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..mindedit_core.hosts import comfy_folders
@@ -45,7 +47,7 @@ class MiniLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, painter: str) -> str:
+    def fingerprint_inputs(cls, **_: Any) -> str:
         return comfy_folders.fingerprint("mini", comfy_folders.MINI)
 
     @classmethod

@@ -44,21 +44,20 @@ class MLLMLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model: str, adapter: str) -> bool | str:
+    def validate_inputs(cls, model: str | None = None, adapter: str | None = None) -> bool | str:
         try:
-            comfy_folders.resolve_mllm(model)
-            if adapter != comfy_folders.NO_ADAPTER:
+            if model is not None:  # None: it comes through a link
+                comfy_folders.resolve_mllm(model)
+            if adapter not in (None, comfy_folders.NO_ADAPTER):
                 comfy_folders.resolve_adapter(adapter)
         except (FileNotFoundError, ValueError) as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, adapter: str) -> tuple[str, ...]:
-        files = [comfy_folders.fingerprint("mllm", model)]
-        if adapter != comfy_folders.NO_ADAPTER:
-            files.append(comfy_folders.fingerprint("adapter", adapter))
-        return tuple(files)
+    def fingerprint_inputs(cls, model: str | None = None, adapter: str | None = None) -> list[str]:
+        chosen = {"mllm": model, "adapter": None if adapter == comfy_folders.NO_ADAPTER else adapter}
+        return [comfy_folders.fingerprint(kind, choice) for kind, choice in chosen.items() if choice is not None]
 
     @classmethod
     def execute(cls, model: str, adapter: str) -> io.NodeOutput:

@@ -170,6 +170,13 @@ def test_without_a_head_the_insight_is_off_and_the_node_says_so(server, mini):
     assert len(server.pictures(run, mini.id("SaveImage"))) == 1
 
 
+def test_without_a_head_the_embeds_for_other_packs_are_blocked_with_the_reason(server, mini):
+    with_loader(mini, "mini (built in)", "none")
+    mini.add("PreviewAny", source=mini.link("MindEditInsightEmbedding", 1))
+    message = failure(server, mini)
+    assert "VisionHead" in message and "models/mindedit" in message
+
+
 def pictures_with(server, mini, **inputs):
     """Source, result, and what the Edit Sampler said."""
     mini[SAMPLER] |= inputs

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,6 +12,7 @@ pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 MLLM_FOLDER = "llava-onevision-qwen2-0.5b-ov-hf"
+SIDE = 256  # pixels: full size is shown elsewhere, here the template
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,8 @@ def models(server):
     subprocess.run(command, cwd=server.base, check=True, capture_output=True)
     tiny_mllm(tokenizer).save_pretrained(folder / "LLM" / MLLM_FOLDER)
     tokenizer.save_pretrained(folder / "LLM" / MLLM_FOLDER)
-    shutil.copy(server.comfyui / "input" / "example.png", server.base / "input")
+    example = Image.open(server.comfyui / "input" / "example.png").convert("RGB")
+    example.resize((SIDE, SIDE)).save(server.base / "input" / "example.png")
     return folder
 
 
@@ -34,9 +34,9 @@ def test_the_template_of_sd15_runs(server, models, graph_class, root):
     graph = graph_class.load(root / "workflows" / "api" / "mind_edit_sd15.json")
     graph["MindEditEditSampler"]["steps"] = 1
     graph["MindEditInstructionOptimizer"]["max_new_tokens"] = 8
-    square = graph.add("SolidMask", value=1.0, width=256, height=256)  # the picture itself comes without alpha
+    square = graph.add("SolidMask", value=1.0, width=SIDE, height=SIDE)  # the picture itself comes without alpha
     graph["MindEditEditSampler"]["mask"] = [square, 0]
     run = server.run_well(graph.prompt)
     (picture,) = server.pictures(run, graph.id("SaveImage"))
-    assert picture.shape == np.array(Image.open(server.base / "input" / "example.png")).shape
+    assert picture.shape == (SIDE, SIDE, 3)
     assert "the insight is off" in run.outputs[graph.id("MindEditInsightEmbedding")]["text"][0]
