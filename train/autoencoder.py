@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mindedit_core.model_files import save_model
 from mindedit_core.scenes import BACKGROUNDS, Scene
 from mindedit_core.scenes.sampling import draw_thing
-from train.common import Losses, Run, Schedule, arguments, fit, schedule_of
+from train.common import Losses, Run, Schedule, arguments, fit, schedule_of, warm
 from train.data import pictures, scenes
 
 NOISE = 0.05  # on latents, in units of their standard deviation
@@ -93,7 +93,7 @@ def main() -> None:
     options = arguments(__doc__, Schedule(steps=4000, learning_rate=2e-3, batch_size=16, ema=0.998))
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
-    model = build().to(memory_format=torch.channels_last)
+    model = (warm(options, "autoencoder") or build()).to(memory_format=torch.channels_last)
     run = Run(options.runs / "autoencoder", model, schedule)
     model = fit(run, batches(schedule), losses(model), validate)
     score = validate(model)

@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from mindedit_core.backbones.mini_tokenizer import save_tokenizer
 from mindedit_core.model_files import save_model
-from train.common import Losses, Run, Schedule, arguments, fit, on_device, schedule_of
+from train.common import Losses, Run, Schedule, arguments, fit, on_device, schedule_of, warm
 from train.data import pictures, scenes, slot_labels
 from train.facts import fact_ends, fact_labels, part, tokens, whole
 from train.slots import PARTS, SlotReader, reading_accuracy, reading_losses
@@ -39,9 +39,9 @@ def build() -> CLIPModel:
 class Student(nn.Module):
     """CLIP and the readers that help it learn."""
 
-    def __init__(self):
+    def __init__(self, clip: CLIPModel):
         super().__init__()
-        self.clip = build()
+        self.clip = clip
         self.scene = SlotReader(EMBED, from_global=True)
         self.slots = SlotReader(WIDTH)
         self.register_buffer("near", near_slots(side=8), persistent=False)
@@ -112,7 +112,7 @@ def main() -> None:
     options = arguments(__doc__, Schedule(steps=1600, learning_rate=1e-3, batch_size=64, ema=0.998))
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
-    student = Student()
+    student = Student(warm(options, "clip") or build())
     run = Run(options.runs / "clip", student, schedule)
     student = fit(run, batches(schedule), losses(student), validate)
     score = validate(student)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
+from mindedit_core.model_files import load_model
+
 WEIGHTS = Path(__file__).resolve().parents[1] / "mindedit_core" / "weights" / "mini"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Losses = dict[str, Tensor]  # every entry is summed into the loss and logged by its name; "_name" is only logged
@@ -53,9 +55,17 @@ def arguments(description: str, defaults: Schedule, add: Callable | None = None)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="checkpoints and logs, not tracked")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the mini: read and written")
+    parser.add_argument("--warm", action="store_true", help="start from the file in --weights, not from random weights")
     if add:
         add(parser)
     return parser.parse_args()
+
+
+def warm(options: argparse.Namespace, name: str) -> nn.Module | None:
+    """The file of an earlier stage, trainable again, if --warm asks for it; else None."""
+    if not options.warm:
+        return None
+    return load_model(options.weights / f"{name}.safetensors").requires_grad_(True).train()
 
 
 def schedule_of(options: argparse.Namespace) -> Schedule:

@@ -23,7 +23,7 @@ from mindedit_core.backbones.mini_config import mini_config
 from mindedit_core.backbones.mini_tokenizer import ASSISTANT, END, IMAGE, USER, save_tokenizer
 from mindedit_core.model_files import save_model
 from mindedit_core.scenes import Scene
-from train.common import Losses, Run, Schedule, arguments, fit, on_device, schedule_of
+from train.common import Losses, Run, Schedule, arguments, fit, on_device, schedule_of, warm
 from train.data import scenes
 from train.questions import Turn, describe, dialogue, refer
 from train.tiles import tiles
@@ -32,12 +32,10 @@ from train.words import tokenizer
 QUESTIONS = 6
 
 
-def build(tower: Path | None) -> LlavaOnevisionForConditionalGeneration:
+def build(tower: Path) -> LlavaOnevisionForConditionalGeneration:
     """Random weights but for the tower, which train.tower has taught."""
     model = LlavaOnevisionForConditionalGeneration(mini_config(tokenizer()))
-    if tower:
-        model.model.vision_tower.load_state_dict(torch.load(tower, weights_only=True))
-    model.model.vision_tower.requires_grad_(False)
+    model.model.vision_tower.load_state_dict(torch.load(tower, weights_only=True))
     return model
 
 
@@ -107,7 +105,9 @@ def main() -> None:
     options = arguments(__doc__, Schedule(steps=3000, learning_rate=1e-3, batch_size=32, ema=0.998))
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
-    mllm = LlavaOnevision(build(options.runs / "tower" / "siglip.pt"), tokenizer(), template="mini", mllm_id="mini")
+    model = warm(options, "mllm") or build(options.runs / "tower" / "siglip.pt")
+    model.model.vision_tower.requires_grad_(False)
+    mllm = LlavaOnevision(model, tokenizer(), template="mini", mllm_id="mini")
     image_tokens = 2 * 36 + 6
     run = Run(options.runs / "mllm", mllm.model, schedule)
 

@@ -25,7 +25,7 @@ from mindedit_core.contracts import Condition, PaintSettings, Plan
 from mindedit_core.model_files import load_model, save_model
 from mindedit_core.painters.unet import UNetPainter
 from mindedit_core.scenes import OPERATIONS, judge_picture, sample
-from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, schedule_of
+from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, schedule_of, warm
 from train.facts import part, tokens, whole
 from train.latents import Cache, known, latents
 
@@ -148,8 +148,8 @@ def main() -> None:
     torch.set_num_threads(schedule.threads)
     clip = load_model(options.weights / "clip.safetensors").to(DEVICE)
     cache = latents(options.runs, options.weights, options.count)
-    unet = start(options).requires_grad_(True).train()
     name = "unet" if options.painter == "img2img" else "unet_inpaint"
+    unet = warm(options, name) or start(options).requires_grad_(True).train()
     run = Run(options.runs / name, unet, schedule)
     truth = (clip, load_model(options.weights / "autoencoder.safetensors").to(DEVICE),
              load_tokenizer(options.weights / "tokenizer.json"))
