@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from mindedit_core.inventory import find_comfyui
+from mindedit_core.model_files import MINI_FILES
 from mindedit_core.model_files import MINI_FOLDER as WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +90,7 @@ def host_facts(pytestconfig) -> dict:
 
 
 def pytest_collection_modifyitems(items):
-    host_missing, mini_missing = find_comfyui() is None, not WEIGHTS.is_dir()
+    host_missing, mini_missing = find_comfyui() is None, not all((WEIGHTS / name).is_file() for name in MINI_FILES)
     for item in items:
         if (ROOT / "tests" / "host") in item.path.parents:
             item.add_marker("host")

@@ -104,3 +104,15 @@ def ordered_as_drawn(sockets: list) -> list[str]:
     """The frontend lists link sockets first, then those of widgets."""
     widgets = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
     return [s[0] for s in sockets if s[1] not in widgets] + [s[0] for s in sockets if s[1] in widgets]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_every_model_file_of_a_template_says_where_it_is_found(path):
+    """The host offers to download what `properties.models` names: equal to the widget, a folder key, an https address."""
+    for node in load(path)["nodes"]:
+        files = {value for value in node.get("widgets_values", []) if str(value).endswith(".safetensors")}
+        models = node["properties"].get("models", []) if node["type"] != "MarkdownNote" else []
+        assert {model["name"] for model in models} == files, node["type"]
+        for model in models:
+            assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(model["name"])
+            assert model["directory"] in {"checkpoints", "ipadapter"}

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mindedit_core.model_files import MINI_FILES, MINI_FOLDER
+
 HERE = Path(__file__).parent
 
 
@@ -65,10 +67,8 @@ def comfyui_python(comfyui_path, client) -> str:
 def mini_folder(root, tiny_folder) -> Path:
     """Weights that the server runs on: MINDEDIT_MINI_DIR, the trained mini, or random tiny parts in its layout."""
     named = os.environ.get("MINDEDIT_MINI_DIR")
-    trained = root / "mindedit_core" / "weights" / "mini"
-    if named:
-        return Path(named)
-    return trained if (trained / "unet_inpaint.safetensors").is_file() else tiny_folder
+    is_trained = all((MINI_FOLDER / name).is_file() for name in MINI_FILES)
+    return Path(named) if named else MINI_FOLDER if is_trained else tiny_folder
 
 
 @pytest.fixture(scope="session")
