@@ -1,6 +1,6 @@
 """Trains the mini's autoencoder: a diffusers AutoencoderDC, 128 px -> 8x8x16 latents, shared by all minis.
 
-    python -m train.autoencoder --steps 6500         # about an hour on one core of a small CPU: 31.8 dB on unseen scenes
+    python -m train.autoencoder --steps 6500         # an hour on one core of a small CPU: 31.8 dB, unseen
     python -m train.autoencoder --warm --decoder-only          # more of the picture from the same latents
 
 Loss: mean squared error + 0.1 x mean absolute error. A quarter of the pictures carry grey boxes, as an inpainting
