@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-4x | lint. Each sets itself up once; needs only Python >= 3.10.
+# make demo | test | test-slow | test-4x | lint. Each sets itself up once; needs only Python >= 3.11.
 # PIP_ARGS reaches every pip call, e.g. PIP_ARGS="--extra-index-url https://example.org/simple".
 
 PYTHON ?= python3

@@ -33,7 +33,7 @@ def edit_file(arguments: argparse.Namespace) -> int:
     system = load(arguments.system)
     if system.name == "mini" and image.shape[1:3] != (128, 128):
         say_note(f"the mini knows drawn scenes of 128x128 pixels; {arguments.image} is {size_of(image)}, expect little")
-    settings = settings_from(arguments, system).but(mask=mask, composite=not arguments.no_composite)
+    settings = settings_from(arguments, system, mask).but(composite=not arguments.no_composite)
     result, seconds = run(system, image, arguments.instruction, settings, arguments)
     print(f"edited in {seconds:.1f} s -> {save_picture(result.image, out)}")
     compared = side_by_side([image, result.image])
@@ -50,10 +50,10 @@ def load(name: str) -> Any:
     return system
 
 
-def settings_from(arguments: argparse.Namespace, system: Any) -> Any:
-    """The system's own settings, changed by what was said on the command line."""
+def settings_from(arguments: argparse.Namespace, system: Any, mask: Any) -> Any:
+    """The system's own settings for this mask, changed by what was said on the command line."""
     said = {name: value for name in PAINT_OPTIONS if (value := getattr(arguments, name)) is not None}
-    return system.settings.but(**said)
+    return system.settings_for(mask).but(**said)
 
 
 def run(system: Any, image: Any, instruction: str, settings: Any, arguments: argparse.Namespace) -> tuple[Any, float]:
@@ -132,7 +132,7 @@ def demo(arguments: argparse.Namespace) -> int:
     image = torch.from_numpy(scene.source_image.copy())[None].float() / 255.0
     mask = torch.from_numpy(scene.mask.copy())[None].float()
     system = load(arguments.system)
-    settings = settings_from(arguments, system).but(mask=None if arguments.no_mask else mask)
+    settings = settings_from(arguments, system, None if arguments.no_mask else mask)
     print(f"scene {arguments.scene}: {scene.source_caption}")
     result, seconds = run(system, image, scene.instruction, settings, arguments)
     print(f"text judge:    {judge_text(result.plan.text, scene)}")

@@ -47,11 +47,18 @@ def save_checkpoint(
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save_file(stored, part, metadata=header)
+        part.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
         os.replace(part, path)
     finally:
         with suppress(FileNotFoundError):
             part.unlink()
     return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _without_ties(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,16 +1,14 @@
 """What is minimised, as pure functions of tensors.
 
-Axes: B batch, L tokens, V vocabulary, D width of an embedding.
+Axes: B batch, D width of an embedding.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor
-
-IGNORE = -100  # label of a token that is not learnt: prompt and padding
 
 
 def epsilon_loss(predicted: Tensor, noise: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -27,18 +25,6 @@ def min_snr_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float = 5.0
     signal = alphas_cumprod.to(timesteps.device)[timesteps].float()
     snr = signal / (1.0 - signal)
     return snr.clamp(max=gamma) / snr
-
-
-def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each label given what precedes it; labels of IGNORE do not count.
-
-    logits: float[B, L, V], labels: int[B, L], unshifted: position i predicts label i + 1.
-    0 when nothing is to be learnt.
-    """
-    scores = rearrange(logits[:, :-1].float(), "b l v -> (b l) v")
-    targets = rearrange(labels[:, 1:], "b l -> (b l)")
-    total = F.cross_entropy(scores, targets, ignore_index=IGNORE, reduction="sum")
-    return total / (targets != IGNORE).sum().clamp(min=1)
 
 
 def insight_loss(predicted: Tensor, target: Tensor) -> Tensor:

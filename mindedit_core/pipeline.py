@@ -59,7 +59,7 @@ def edit(
     Raises Misfit before anything slow runs, ValueError for what cannot be an instruction, Interrupted if asked to stop.
     """
     require_fit(system.mllm, system.bridge, system.painter)
-    settings = settings or getattr(system, "settings", None) or PaintSettings()
+    settings = settings or (system.settings_for(None) if hasattr(system, "settings_for") else PaintSettings())
     image = to_rgb(image)
     options = {"should_stop": should_stop, **(design or {})}
     plans, insights = [], []

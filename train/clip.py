@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from mindedit_core.backbones.mini_tokenizer import save_tokenizer
+from mindedit_core.losses import contrastive_loss
 from mindedit_core.model_files import save_model
 from train.common import Losses, Run, Schedule, arguments, fit, on_device, schedule_of, warm
 from train.data import pictures, scenes, slot_labels
@@ -64,13 +65,6 @@ def near_slots(side: int) -> Tensor:
     return torch.einsum("i y, j x -> i j y x", weight, weight).reshape(9, side * side)
 
 
-def contrast(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric cross entropy over the batch (Radford et al. 2021, figure 3)."""
-    logits = scale.exp().clamp(max=100) * F.normalize(image_embeds.float()) @ F.normalize(text_embeds.float()).T
-    truth = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
-
-
 def batches(schedule: Schedule):
     def batch_of(step: int) -> dict:
         batch = scenes(schedule.seed + 2, step, schedule.batch_size)
@@ -86,7 +80,8 @@ def batches(schedule: Schedule):
 def losses(student: Student):
     def compute(batch: dict) -> Losses:
         image_embeds, text_embeds, states, slots = student(batch["pixel_values"], batch["text"])
-        named = {"contrast": contrast(image_embeds, text_embeds, student.clip.logit_scale)}
+        scale = student.clip.logit_scale.exp().clamp(max=100)
+        named = {"contrast": contrastive_loss(image_embeds, text_embeds, scale)}
         named |= {f"image_{name}": loss for name, loss in
                   reading_losses(student.scene(None, image_embeds), batch["scene"]).items()}
         named |= {f"slot_{name}": loss for name, loss in reading_losses(slots, batch["scene"]).items()}

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from mindedit_core.model_files import load_model
+from mindedit_core.model_files import MINI_FOLDER, load_model
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "mindedit_core" / "weights" / "mini"
+WEIGHTS = MINI_FOLDER
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Losses = dict[str, Tensor]  # every entry is summed into the loss and logged by its name; "_name" is only logged
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mindedit_core import load_system
-from mindedit_core.contracts import Insight, PaintSettings, Plan
+from mindedit_core.contracts import Insight, Plan
 from mindedit_core.metrics import bootstrap_interval, mask_box, paired_interval, psnr, ssim
 from mindedit_core.pipeline import join_conditions
 from mindedit_core.scenes import EVALUATION_SEEDS, OPERATIONS, Sample, judge_picture, judge_text, sample
@@ -33,7 +33,6 @@ from train.mind_edit import image_embeds, target_pixels
 
 VARIANTS = ("full", "text_only", "insight_only", "neither", "oracle")
 ABLATIONS = ("text_only", "insight_only", "neither")
-STRENGTH = {"success_img2img": 0.85}
 Scores = dict[str, list[float]]  # metric -> one value a sample
 
 
@@ -89,12 +88,12 @@ def varied(variant: str, items: Sequence[Sample], plans: Sequence[Plan], insight
     return list(plans), list(insights), 0.0 if variant in ("text_only", "neither") else 1.0
 
 
-def paint(system, items, plans, insights, factor: float, metric: str, settings: PaintSettings) -> Tensor:
+def paint(system, items, plans, insights, factor: float, metric: str, seed: int) -> Tensor:
     """The painter's own picture, not composited: float[B, 128, 128, 3]."""
     condition = join_conditions([system.bridge(insight) for insight in insights])
     masked = metric != "success_img2img"
-    chosen = replace(settings, insight_scale=factor * settings.insight_scale, composite=False,
-                     mask=masks(items) if masked else None, strength=STRENGTH.get(metric, settings.strength))
+    settings = system.settings_for(masks(items) if masked else None).but(seed=seed, composite=False)
+    chosen = settings.but(insight_scale=factor * settings.insight_scale)
     return system.painter.paint(pictures(items), plans, condition, chosen)
 
 
@@ -128,8 +127,8 @@ def run_variant(system, variant: str, items, plans, insights, metric: str, optio
         part = [items[row] for row in rows]
         texts, hints, factor = varied(variant, part, [plans[r] for r in rows], [insights[r] for r in rows],
                                       system.painter.text_encoder)
-        settings = replace(system.settings, seed=options.seed * 1000 + number)
-        for name, values in judged(part, paint(system, part, texts, hints, factor, metric, settings), metric).items():
+        painted = paint(system, part, texts, hints, factor, metric, options.seed * 1000 + number)
+        for name, values in judged(part, painted, metric).items():
             scores.setdefault(name, []).extend(values)
     return scores
 
@@ -188,6 +187,11 @@ def interval(found: dict) -> str:
     return f"{found['value']:8.3f}  [{found['low']:.3f}, {found['high']:.3f}]"
 
 
+def said(settings) -> dict:
+    """The numbers of paint settings, for the report."""
+    return {name: value for name, value in vars(settings).items() if isinstance(value, (int, float))}
+
+
 def show(report: dict) -> None:
     for variant, metrics in report["variants"].items():
         for metric, found in metrics.items():
@@ -212,6 +216,7 @@ def main() -> None:
     system = load_system(options.system)
     found, alone = evaluate(system, options)
     report = {"system": options.system, "seed": options.seed, "n": options.n, "commit": commit(),
+              "settings": {"mask": said(system.settings), "img2img": said(system.settings_for(None))},
               "variants": {variant: estimates(scores) for variant, scores in found.items()},
               "operations": by_operation(found.get("full", {}), alone), "full_minus": differences(found)}
     show(report)

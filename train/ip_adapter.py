@@ -14,19 +14,20 @@ from torch import Tensor, nn
 
 from mindedit_core.bridges.ip_adapter import IPAdapter
 from mindedit_core.checkpoint import save_checkpoint
+from mindedit_core.losses import epsilon_loss
 from mindedit_core.model_files import load_model
 from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, on_device, schedule_of
 from train.facts import tokens
-from train.latents import Cache, drawn, known, latents
+from train.latents import Cache, drawn, encode_chunk, known, latents
 from train.mind_edit import CLIP_SPACE, image_embeds, target_pixels
-from train.unet import NOISE, quick_attention, weights
+from train.unet import NOISE, quick_attention, weight
 
 
-def embeddings(clip: nn.Module, count: int, chunk: int = 50) -> Tensor:
+def embeddings(clip: nn.Module, count: int, chunk: int = 50, first: int = 0) -> Tensor:
     """CLIP image embeddings of the targets, on the CPU: float[N, 256]."""
     found = []
-    for first in range(0, count, chunk):
-        batch = [drawn(number) for number in range(first, min(first + chunk, count))]
+    for start in range(first, first + count, chunk):
+        batch = [drawn(number) for number in range(start, min(start + chunk, first + count))]
         found.append(image_embeds(clip, on_device(target_pixels(batch))).cpu())
     return torch.cat(found)
 
@@ -61,10 +62,23 @@ def losses(adapter: IPAdapter, unet: nn.Module, unet_inpaint: nn.Module, clip: n
         if batch["inpaint"]:
             inputs = torch.cat([inputs, batch["mask"], batch["masked"]], 1)
         with quick_attention(), adapter.attached(painter, image_tokens=adapter.project(batch["embeds"]), scale=1.0):
-            predicted = painter(inputs, batch["timesteps"], states).sample.float()
-        error = (predicted - batch["noise"]).pow(2).mean((1, 2, 3))
-        return {"noise": (weights(batch["timesteps"]) * error).mean()}
+            predicted = painter(inputs, batch["timesteps"], states).sample
+        return {"noise": epsilon_loss(predicted, batch["noise"], weight(batch["timesteps"]))}
     return compute
+
+
+@torch.no_grad()
+def validate(adapter: IPAdapter, parts: tuple, autoencoder: nn.Module) -> dict[str, float]:
+    """Loss on 50 unseen targets without text: with their own embedding, with another's, and with none."""
+    cache = Cache(**encode_chunk(autoencoder, 2**30, 50))
+    own = embeddings(parts[2], 50, first=2**30)
+    random = np.random.default_rng(0)
+    inputs = {"clean": cache.target.float(), "text": tokens([""] * 50), "inpaint": False,
+              "timesteps": torch.linspace(100, 980, 50).long(),
+              "noise": torch.from_numpy(random.standard_normal(cache.target.shape, np.float32))}
+    told = {"own": own, "another": own.roll(1, 0), "none": torch.zeros_like(own)}
+    return {name: losses(adapter, *parts)(on_device({**inputs, "embeds": embeds}))["noise"].item()
+            for name, embeds in told.items()}
 
 
 def main() -> None:
@@ -75,8 +89,8 @@ def main() -> None:
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
     torch.set_num_threads(schedule.threads)
-    clip, unet, unet_inpaint = (load_model(options.weights / f"{name}.safetensors").to(DEVICE)
-                                for name in ("clip", "unet", "unet_inpaint"))
+    clip, unet, unet_inpaint, autoencoder = (load_model(options.weights / f"{name}.safetensors").to(DEVICE)
+                                             for name in ("clip", "unet", "unet_inpaint", "autoencoder"))
     cache = latents(options.runs, options.weights, options.count)
     adapter = IPAdapter.for_unet(unet, embed_dim=CLIP_SPACE["dim"], tokens=4, clip_space=CLIP_SPACE["name"])
     run = Run(options.runs / "ip_adapter", adapter, schedule)
@@ -84,7 +98,8 @@ def main() -> None:
     adapter = fit(run, stream, losses(adapter, unet, unet_inpaint, clip))
     save_checkpoint(options.weights / "ip_adapter.safetensors", adapter.state_dict(), dtype=torch.float16, metadata={
         "component": "ip_adapter", "class": "IPAdapter", "config": {"clip_space": CLIP_SPACE},
-        "recipe": "train.ip_adapter", "seed": schedule.seed, "steps": run.step, "data": "scenes v1", "score": {}})
+        "recipe": "train.ip_adapter", "seed": schedule.seed, "steps": run.step, "data": "scenes v1",
+        "score": validate(adapter, (unet, unet_inpaint, clip), autoencoder)})
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mindedit_core.backbones.mini_tokenizer import load_tokenizer
 from mindedit_core.contracts import Condition, PaintSettings, Plan
+from mindedit_core.losses import epsilon_loss, min_snr_weight
 from mindedit_core.model_files import load_model, save_model
 from mindedit_core.painters.unet import UNetPainter
 from mindedit_core.scenes import OPERATIONS, judge_picture, sample
@@ -84,16 +85,13 @@ def batches(schedule: Schedule, cache: Cache, painter: str):
     return batch_of
 
 
+def weight(timesteps: Tensor) -> Tensor:
+    return min_snr_weight(NOISE.alphas_cumprod, timesteps, GAMMA)
+
+
 def quick_attention():
     """With heads this narrow torch's fused attention is the slower one on a CPU: a step takes 1.4 s against 1.9 s."""
     return sdpa_kernel(SDPBackend.MATH) if DEVICE.type == "cpu" else nullcontext()
-
-
-def weights(timesteps: Tensor) -> Tensor:
-    """min(SNR, gamma) / SNR, which tempers the easy low-noise steps."""
-    alphas = NOISE.alphas_cumprod.to(timesteps.device)[timesteps]
-    snr = alphas / (1 - alphas)
-    return snr.clamp(max=GAMMA) / snr
 
 
 def losses(unet: nn.Module, clip: nn.Module, painter: str):
@@ -104,9 +102,8 @@ def losses(unet: nn.Module, clip: nn.Module, painter: str):
         if painter == "inpaint":
             inputs = torch.cat([inputs, batch["mask"], batch["masked"]], 1)
         with quick_attention():
-            predicted = unet(inputs, batch["timesteps"], states).sample.float()
-        error = (predicted - batch["noise"]).pow(2).mean((1, 2, 3))
-        return {"noise": (weights(batch["timesteps"]) * error).mean()}
+            predicted = unet(inputs, batch["timesteps"], states).sample
+        return {"noise": epsilon_loss(predicted, batch["noise"], weight(batch["timesteps"]))}
     return compute
 
 

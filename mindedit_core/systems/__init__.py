@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..contracts import MLLM, Bridge, Designer, Painter, PaintSettings
 from ..registry import lookup
 from .description import DESCRIPTION
@@ -16,7 +18,10 @@ SYSTEMS = {"mini": ".mini:load", "mind_edit": ".mind_edit:load"}
 
 @dataclass(frozen=True)
 class System:
-    """Parts that fit. settings: the system's own defaults; provenance: file -> metadata of its weights."""
+    """Parts that fit. settings: the system's own defaults; provenance: file -> metadata of its weights
+
+    maskless_strength: where the painter starts from the source if there is no mask
+    """
 
     name: str
     mllm: MLLM
@@ -25,6 +30,13 @@ class System:
     painter: Painter
     settings: PaintSettings = field(default_factory=PaintSettings)
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    maskless_strength: float = 0.85
+
+    def settings_for(self, mask: Tensor | None) -> PaintSettings:
+        """The system's defaults for this mask; without one, enough of the source is kept that it can be recognised."""
+        if mask is not None:
+            return self.settings.but(mask=mask)
+        return self.settings.but(strength=min(self.settings.strength, self.maskless_strength))
 
 
 def load_system(name_or_folder: str | Path) -> System:

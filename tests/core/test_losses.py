@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mindedit_core.losses import IGNORE, contrastive_loss, epsilon_loss, insight_loss, min_snr_weight, text_loss
+from mindedit_core.losses import contrastive_loss, epsilon_loss, insight_loss, min_snr_weight
 
 
 def test_epsilon_loss_is_the_mean_square_and_weights_are_per_sample(generator):
@@ -25,20 +25,6 @@ def test_min_snr_weight_caps_the_easy_steps_only():
     expected = torch.minimum(snr, torch.tensor(5.0)) / snr
     weight = min_snr_weight(scheduler.alphas_cumprod, timesteps)
     assert torch.allclose(weight, expected, rtol=1e-5) and weight[0] < 0.01 and weight[-1] == 1
-
-
-def test_text_loss_equals_transformers_own(tiny_parts, generator):
-    model, tokenizer = tiny_parts["mllm"], tiny_parts["tokenizer"]
-    ids = torch.randint(10, len(tokenizer), (2, 9), generator=generator)
-    labels = ids.clone()
-    labels[:, :4] = IGNORE
-    labels[1, 7:] = IGNORE
-    theirs = model(input_ids=ids, labels=labels)
-    assert text_loss(theirs.logits, labels).item() == pytest.approx(theirs.loss.item(), rel=1e-5)
-
-
-def test_text_loss_of_nothing_to_learn_is_zero():
-    assert text_loss(torch.randn(1, 3, 5), torch.full((1, 3), IGNORE)).item() == 0.0
 
 
 def test_insight_loss_is_zero_only_at_the_target_and_does_not_depend_on_the_unit(generator):

@@ -103,11 +103,6 @@ def test_widened_unet_starts_equal_to_the_first():
     assert all(torch.equal(value, back[name]) for name, value in first.state_dict().items())
 
 
-def test_min_snr_weights_temper_low_noise_alone():
-    weights = unet.weights(torch.tensor([0, 999]))
-    assert weights[0] < 0.05 and weights[1] == 1.0
-
-
 def test_rough_masks_cover_the_edit():
     for number in range(60):
         item = latents.drawn(number)
