@@ -108,7 +108,7 @@ def ordered_as_drawn(sockets: list) -> list[str]:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_every_model_file_of_a_template_says_where_it_is_found(path):
-    """The host offers to download what `properties.models` names: the widget's value, a folder key, an https address."""
+    """The host offers to download what `properties.models` names: the widget's value, a folder key, an address."""
     for node in load(path)["nodes"]:
         files = {value for value in node.get("widgets_values", []) if str(value).endswith(".safetensors")}
         models = node["properties"].get("models", []) if node["type"] != "MarkdownNote" else []
