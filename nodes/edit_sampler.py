@@ -82,9 +82,11 @@ class EditSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, positive: Any, negative: Any, vae: Any, image: Any, **settings: Any) -> io.NodeOutput:
-        from ..mindedit_core.hosts.comfy_sampler import edit_sample
+        from ..mindedit_core.hosts.comfy_sampler import edit_sample, require_vae
         from ..mindedit_core.hosts.comfy_ui import say
 
+        with blame(NODE_ID, "vae"):
+            require_vae(model, vae)
         with blame(NODE_ID, "image and mask"):
             edited = edit_sample(model, positive, negative, vae, image, **settings)
         if not edited.notes:

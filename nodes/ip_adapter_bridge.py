@@ -122,7 +122,7 @@ class IPAdapterBridge(io.ComfyNode):
         with blame(NODE_ID, f"adapter ({adapter})" if ipadapter is None else "ipadapter"):
             source = comfy_folders.resolve_ip_adapter(adapter) if ipadapter is None else ipadapter
             handle = load_adapter(source)
-        with blame(NODE_ID, "model, insight and adapter"):
+        with blame(NODE_ID, "model, insight, adapter, start and end"):
             patched = attach(model, handle, insight, scale=insight_scale, start=start, end=end)
         with blame(NODE_ID, "clip"):
             positive = encode_prompt(clip, plan.text)

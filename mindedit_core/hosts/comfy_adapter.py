@@ -207,7 +207,7 @@ def attach(
 def noise_window(model: Any, start: float, end: float) -> tuple[float, float]:
     """Noise levels (first, last) of a part of the timesteps; raises ValueError unless 0 <= start <= end <= 1."""
     if not 0.0 <= start <= end <= 1.0:
-        raise ValueError(f"start and end must satisfy 0 <= start <= end <= 1, got {start} and {end}")
+        raise ValueError(f"start and end must satisfy 0 <= start <= end <= 1, got {start} and {end}; swap them")
     sampling = model.get_model_object("model_sampling")
     return sampling.percent_to_sigma(start), sampling.percent_to_sigma(end)
 
