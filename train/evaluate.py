@@ -133,8 +133,20 @@ def run_variant(system, variant: str, items, plans, insights, metric: str, optio
     return scores
 
 
+def require_oracle(painter) -> None:
+    """The oracle is told the target's embedding, which takes the picture side of the painter's CLIP."""
+    if not hasattr(painter.text_encoder, "vision_model"):
+        raise ValueError(
+            "variant oracle needs a CLIP that sees the target picture, but the painter's text encoder "
+            f"{type(painter.text_encoder).__name__} has no vision model; choose --variants "
+            + " ".join(name for name in VARIANTS if name != "oracle")
+        )
+
+
 def evaluate(system, options) -> tuple[dict[str, Scores], list[Sample]]:
     """Per variant and metric one value a sample; the samples of the single edits in order."""
+    if "oracle" in options.variants:
+        require_oracle(system.painter)
     alone, several = singles(options.seed, options.n), programs(options.seed, options.n)
     known = {"alone": design(system, alone, options.batch), "several": design(system, several, options.batch)}
     exact = {"t_opt_exact": texts_right(alone, known["alone"][0]),
