@@ -88,11 +88,14 @@ class InstructionOptimizer(io.ComfyNode):
         from ..mindedit_core.hosts.comfy_mllm import region_mask
         from ..mindedit_core.hosts.comfy_text_clip import as_writer
         from ..mindedit_core.hosts.comfy_ui import say, stream_to
+        from ..mindedit_core.prompts import check_instruction
 
         node_id = cls.hidden.unique_id
         with blame(NODE_ID, "mllm"):
             writer = as_writer(mllm)
         with blame(NODE_ID, "instruction"):
+            check_instruction(instruction)
+        with blame(NODE_ID, "image and instruction"):
             plan = writer.design(
                 image,
                 instruction,

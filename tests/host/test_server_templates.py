@@ -50,10 +50,10 @@ def test_the_template_of_the_mini_runs_from_the_browser(page, server):
     """Opened and queued by the frontend itself, as the Run button does; nothing comes from the host's cache."""
     server.post("/free", {"unload_models": True, "free_memory": True})
     page.load(load(ROOT / "workflows" / "mind_edit_mini.json"))
+    done = len(server.get("/history"))
     page.page.run("app.queuePrompt(0, 1)")
-    page.page.wait_for(
-        "fetch('/history?max_items=1').then(a => a.json()).then(h => Object.values(h)[0]?.status.completed)"
-    )
+    page.page.wait_for(f"fetch('/history').then(a => a.json()).then(all => Object.keys(all).length > {done})")
+    page.page.wait_for("app.graph.nodes.find(node => node.type === 'SaveImage').imgs?.length")
     shown = page.page.run(
         "app.graph.nodes.filter(n => n.type === 'MindEditInstructionOptimizer')"
         ".flatMap(n => n.widgets).filter(w => w.name === '$$node-text-preview').map(w => w.value)"
