@@ -1,9 +1,9 @@
 """Pictures of the templates for the template browser, which shows them as squares.
 
-    python tests/host/make_thumbnails.py ADDRESS       a running ComfyUI with this pack
+    python tests/host/make_thumbnails.py ADDRESS [--unpainted]       a running ComfyUI with this pack
 
-The mini's is what its template paints when Run is pressed for the first time, with wish and description. The full-size
-template, whose models are not shipped, is shown as it opens.
+The mini's is what its template paints when Run is pressed for the first time, with wish and description; unpainted, or
+for the full-size template, whose models are not shipped, it is the graph as it opens.
 """
 
 from __future__ import annotations
@@ -89,15 +89,18 @@ def screenshot(page, workflow: dict, corner: tuple[int, int], side: int) -> Imag
     return square.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
-def main(address: str) -> None:
-    client = neighbour("comfy_client").ComfyClient(address)
-    graph = neighbour("prompt_graph").Graph.load(WORKFLOWS / "api" / "mind_edit_mini.json")
-    save(before_and_after(*edit(client, graph)), "mind_edit_mini")
+def main(address: str, unpainted: bool) -> None:
+    opened = ["mind_edit_sd15", *(["mind_edit_mini"] if unpainted else [])]
+    if not unpainted:
+        client = neighbour("comfy_client").ComfyClient(address)
+        graph = neighbour("prompt_graph").Graph.load(WORKFLOWS / "api" / "mind_edit_mini.json")
+        save(before_and_after(*edit(client, graph)), "mind_edit_mini")
     chromium = neighbour("chromium")
     with chromium.Chromium(chromium.find_chromium(), 1200, 1200) as tab:
         page = chromium.Frontend(tab, address)
-        workflow = json.loads((WORKFLOWS / "mind_edit_sd15.json").read_text(encoding="utf-8"))
-        save(screenshot(page, workflow, (470, 20), 1080), "mind_edit_sd15")
+        for name in opened:
+            workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+            save(screenshot(page, workflow, (470, 20), 1080), name)
 
 
 def save(picture: Image.Image, name: str) -> None:
@@ -105,4 +108,4 @@ def save(picture: Image.Image, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], "--unpainted" in sys.argv[2:])

@@ -1,6 +1,7 @@
 """Each recipe's own parts: what it starts from, what it feeds, and that one step learns."""
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -64,6 +65,11 @@ def test_questions_have_their_answer_in_the_description():
 def test_a_batch_is_a_function_of_its_step():
     said = [[item.instruction for item in pairs.samples(0, step, 4)] for step in (5, 6, 5)]
     assert said[0] == said[2] != said[1]
+
+
+def test_training_never_runs_into_the_samples_of_validation():
+    with pytest.raises(ValueError, match="choose a seed of 0 to 15"):
+        pairs.samples(16, 0, 4)
 
 
 def test_tiles_equal_the_image_processors_view():
