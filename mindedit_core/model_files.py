@@ -22,6 +22,7 @@ MODELS = {
     "AutoencoderKL": "diffusers:AutoencoderKL",
     "CLIPModel": "transformers:CLIPModel",
     "CLIPTextModel": "transformers:CLIPTextModel",
+    "LlavaOnevisionForConditionalGeneration": "transformers:LlavaOnevisionForConditionalGeneration",
     "UNet2DConditionModel": "diffusers:UNet2DConditionModel",
 }
 

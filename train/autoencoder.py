@@ -10,6 +10,7 @@ painter's masked picture does; a little noise on the latents keeps the decoder c
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,11 +19,12 @@ from diffusers import AutoencoderDC
 from torch import Tensor, nn
 
 from mindedit_core.model_files import save_model
-from mindedit_core.scenes import BACKGROUNDS, Scene
+from mindedit_core.scenes import BACKGROUNDS, Scene, render
 from mindedit_core.scenes.sampling import draw_thing
 from train.common import Losses, Run, Schedule, arguments, fit, schedule_of, warm
-from train.data import pictures, scenes
+from train.data import pictures, scenes, to_model, training_scene
 
+POOL = 16384  # pictures, 0.8 GB in memory
 NOISE = 0.05  # on latents, in units of their standard deviation
 VALIDATION = 64
 
@@ -33,15 +35,22 @@ def build() -> AutoencoderDC:
     Residual branches start at zero, so that the shortcuts carry the picture from the first step on.
     """
     empty: tuple = ((),) * 5
-    layers = (0, 1, 1, 1, 3)
     model = AutoencoderDC(latent_channels=16, encoder_block_out_channels=(12, 12, 48, 64, 128),
-                          decoder_block_out_channels=(16, 16, 32, 64, 128), encoder_layers_per_block=layers,
-                          decoder_layers_per_block=layers, encoder_qkv_multiscales=empty,
+                          decoder_block_out_channels=(16, 16, 32, 64, 128), encoder_layers_per_block=(0, 1, 1, 1, 3),
+                          decoder_layers_per_block=(0, 1, 2, 3, 3), encoder_qkv_multiscales=empty,
                           decoder_qkv_multiscales=empty, decoder_conv_act_fn="silu", scaling_factor=1.0)
     for module in model.modules():
         if type(module).__name__ == "ResBlock":
             nn.init.zeros_(module.norm.weight)
     nn.init.dirac_(model.encoder.conv_in.conv.weight)
+    return model
+
+
+def grown(smaller: AutoencoderDC | None) -> AutoencoderDC:
+    """The model that paints as `smaller` does: blocks that it lacks start as nothing at all."""
+    model = build()
+    if smaller is not None:
+        model.load_state_dict(smaller.state_dict(), strict=False)
     return model
 
 
@@ -55,7 +64,7 @@ def grey_boxes(images: Tensor, random: np.random.Generator) -> Tensor:
 
 
 def crowded(random: np.random.Generator) -> Scene:
-    """A scene of 4 to 9 things: what is hard to code is drawn more often than in the world's own scenes."""
+    """A scene of 4 to 9 things, as hard to code as they come."""
     while True:
         slots = random.choice(9, int(random.integers(4, 10)), replace=False)
         scene = Scene(str(random.choice(BACKGROUNDS)), tuple(draw_thing(random, int(slot)) for slot in slots))
@@ -63,12 +72,18 @@ def crowded(random: np.random.Generator) -> Scene:
             return scene
 
 
+@lru_cache(maxsize=POOL)
+def picture(number: int) -> np.ndarray:
+    """Picture `number` of the pool, drawn once: one in four is a scene of the world, the others are crowded."""
+    random = np.random.default_rng([number, 1])
+    return render(crowded(random) if number % 4 else training_scene(random))
+
+
 def batches(schedule: Schedule):
     def batch_of(step: int) -> dict:
         random = np.random.default_rng([schedule.seed, step, 1])
-        quarter = schedule.batch_size // 4
-        plain = scenes(schedule.seed, step, quarter)
-        images = grey_boxes(pictures([*plain, *(crowded(random) for _ in range(3 * quarter))]), random)
+        drawn = random.integers(0, POOL, schedule.batch_size)
+        images = grey_boxes(to_model(np.stack([picture(int(number)) for number in drawn])), random)
         noise = random.standard_normal((len(images), 16, 8, 8), np.float32)
         return {"images": images.to(memory_format=torch.channels_last), "noise": torch.from_numpy(noise)}
     return batch_of
@@ -100,7 +115,7 @@ def main() -> None:
     options = arguments(__doc__, Schedule(steps=6500, learning_rate=2e-3, batch_size=16, ema=0.998), add)
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
-    model = (warm(options, "autoencoder") or build()).to(memory_format=torch.channels_last)
+    model = grown(warm(options, "autoencoder")).to(memory_format=torch.channels_last)
     model.encoder.requires_grad_(not options.decoder_only)
     run = Run(options.runs / "autoencoder", model, schedule)
     model = fit(run, batches(schedule), losses(model), validate)

@@ -33,6 +33,7 @@ from train.latents import Cache, known, latents
 CHANNELS = 16
 GAMMA = 5.0
 VALIDATION = 64
+SETTINGS = PaintSettings(steps=20, guidance_scale=3.0)  # of the pictures that validation judges
 NOISE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 
 
@@ -114,11 +115,12 @@ def validate(unet: nn.Module, painter: str, clip: nn.Module, autoencoder: nn.Mod
     artist = UNetPainter(*unets, autoencoder, clip, words)
     right = 0
     for first in range(0, VALIDATION, 16):
-        items = [sample(2**30 + number, operation=OPERATIONS[number % 7]) for number in range(first, first + 16)]
+        items = [sample(2**30 + number, operation=OPERATIONS[number % 7])
+                 for number in range(first, min(first + 16, VALIDATION))]
         plans = [Plan(item.instruction, item.optimized, "truth") for item in items]
         mask = torch.from_numpy(np.stack([item.mask for item in items])).float() if painter == "inpaint" else None
         strength = 1.0 if painter == "inpaint" else 0.85
-        settings = PaintSettings(steps=20, guidance_scale=3.0, strength=strength, mask=mask)
+        settings = SETTINGS.but(strength=strength, mask=mask)
         source = torch.from_numpy(np.stack([item.source_image for item in items])).float() / 255
         images = (artist.paint(source, plans, Condition(), settings) * 255).round().to(torch.uint8).numpy()
         right += sum(judge_picture(image, item.target).ok for image, item in zip(images, items, strict=True))
