@@ -17,9 +17,9 @@ from mindedit_core.checkpoint import save_checkpoint
 from mindedit_core.losses import epsilon_loss
 from mindedit_core.model_files import load_model
 from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, on_device, schedule_of
-from train.facts import tokens
 from train.latents import Cache, drawn, encode_chunk, known, latents
 from train.mind_edit import CLIP_SPACE, image_embeds, target_pixels
+from train.texts import TextStates
 from train.unet import NOISE, quick_attention, weight
 
 
@@ -45,7 +45,7 @@ def batches(schedule: Schedule, cache: Cache, embeds: Tensor):
         rows = random.integers(0, len(embeds), schedule.batch_size)
         clean = cache.target[rows].float()
         kept = torch.from_numpy(random.random(len(rows)) > 0.08)[:, None]
-        return {"clean": clean, "text": tokens([prompt(int(row), random) for row in rows]),
+        return {"clean": clean, "text": [prompt(int(row), random) for row in rows],
                 "mask": cache.mask[rows][:, None].float(), "masked": cache.masked[rows].float(),
                 "embeds": embeds[rows] * kept, "inpaint": step % 2 == 0,
                 "timesteps": torch.from_numpy(random.integers(0, 1000, len(rows))),
@@ -53,27 +53,27 @@ def batches(schedule: Schedule, cache: Cache, embeds: Tensor):
     return batch_of
 
 
-def losses(adapter: IPAdapter, unet: nn.Module, unet_inpaint: nn.Module, clip: nn.Module):
+def losses(adapter: IPAdapter, unet: nn.Module, unet_inpaint: nn.Module, texts: TextStates):
     def compute(batch: dict) -> Losses:
-        with torch.no_grad():
-            states = clip.text_model(**batch["text"]).last_hidden_state
+        states = texts(batch["text"])
         inputs = NOISE.add_noise(batch["clean"], batch["noise"], batch["timesteps"])
         painter = unet_inpaint if batch["inpaint"] else unet
         if batch["inpaint"]:
             inputs = torch.cat([inputs, batch["mask"], batch["masked"]], 1)
-        with quick_attention(), adapter.attached(painter, image_tokens=adapter.project(batch["embeds"]), scale=1.0):
+        image_tokens = adapter.project(batch["embeds"])
+        with quick_attention(painter), adapter.attached(painter, image_tokens=image_tokens, scale=1.0):
             predicted = painter(inputs, batch["timesteps"], states).sample
         return {"noise": epsilon_loss(predicted, batch["noise"], weight(batch["timesteps"]))}
     return compute
 
 
 @torch.no_grad()
-def validate(adapter: IPAdapter, parts: tuple, autoencoder: nn.Module) -> dict[str, float]:
+def validate(adapter: IPAdapter, parts: tuple, clip: nn.Module, autoencoder: nn.Module) -> dict[str, float]:
     """Loss on 50 unseen targets without text: with their own embedding, with another's, and with none."""
     cache = Cache(**encode_chunk(autoencoder, 2**30, 50))
-    own = embeddings(parts[2], 50, first=2**30)
+    own = embeddings(clip, 50, first=2**30)
     random = np.random.default_rng(0)
-    inputs = {"clean": cache.target.float(), "text": tokens([""] * 50), "inpaint": False,
+    inputs = {"clean": cache.target.float(), "text": [""] * 50, "inpaint": False,
               "timesteps": torch.linspace(100, 980, 50).long(),
               "noise": torch.from_numpy(random.standard_normal(cache.target.shape, np.float32))}
     told = {"own": own, "another": own.roll(1, 0), "none": torch.zeros_like(own)}
@@ -95,11 +95,13 @@ def main() -> None:
     adapter = IPAdapter.for_unet(unet, embed_dim=CLIP_SPACE["dim"], tokens=4, clip_space=CLIP_SPACE["name"])
     run = Run(options.runs / "ip_adapter", adapter, schedule)
     stream = batches(schedule, cache, embeddings(clip, len(cache)))
-    adapter = fit(run, stream, losses(adapter, unet, unet_inpaint, clip))
+    said = (text for number in range(options.count) for text in (known(number).optimized, known(number).instruction))
+    painters = (unet, unet_inpaint, TextStates(clip, ["", *said]))
+    adapter = fit(run, stream, losses(adapter, *painters))
     save_checkpoint(options.weights / "ip_adapter.safetensors", adapter.state_dict(), dtype=torch.float16, metadata={
         "component": "ip_adapter", "class": "IPAdapter", "config": {"clip_space": CLIP_SPACE},
         "recipe": "train.ip_adapter", "seed": schedule.seed, "steps": run.step, "data": "scenes v1",
-        "score": validate(adapter, (unet, unet_inpaint, clip), autoencoder)})
+        "score": validate(adapter, painters, clip, autoencoder)})
 
 
 if __name__ == "__main__":
