@@ -23,7 +23,7 @@ from mindedit_core.losses import insight_loss
 from mindedit_core.model_files import load_model
 from mindedit_core.prompts import format_answer
 from mindedit_core.scenes import OPERATIONS, Sample, sample
-from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, on_device, schedule_of
+from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, on_device, quick_attention, schedule_of
 from train.data import to_model
 from train.lora import add_lora, pairs_of
 from train.pairs import samples
@@ -40,6 +40,7 @@ class Student(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False)
+        quick_attention(model.model.language_model)
         add_lora(model.model.language_model, RANK, ALPHA)
         self.head = VisionHead(model.config.text_config.hidden_size, CLIP_SPACE["dim"], width=512)
 

@@ -23,7 +23,7 @@ from mindedit_core.backbones.mini_config import mini_config
 from mindedit_core.backbones.mini_tokenizer import ASSISTANT, END, IMAGE, USER, save_tokenizer
 from mindedit_core.model_files import save_model
 from mindedit_core.scenes import Scene
-from train.common import Losses, Run, Schedule, arguments, fit, on_device, schedule_of, warm
+from train.common import Losses, Run, Schedule, arguments, fit, on_device, quick_attention, schedule_of, warm
 from train.data import scenes
 from train.questions import Turn, describe, dialogue, refer
 from train.tiles import tiles
@@ -107,6 +107,7 @@ def main() -> None:
     torch.manual_seed(schedule.seed)
     model = warm(options, "mllm") or build(options.runs / "tower" / "siglip.pt")
     model.model.vision_tower.requires_grad_(False)
+    quick_attention(model.model.language_model)
     mllm = LlavaOnevision(model, tokenizer(), template="mini", mllm_id="mini")
     image_tokens = 2 * 36 + 6
     run = Run(options.runs / "mllm", mllm.model, schedule)

@@ -79,14 +79,34 @@ def grey_out(image: Tensor, mask: Tensor) -> Tensor:
 
 def latent_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """float[B, H, W] -> 0 or 1, float[B, 1, h, w]: resized bilinearly without smoothing, then rounded."""
-    return F.interpolate(rearrange(mask, "b h w -> b 1 h w"), size=size, mode="bilinear").round()
+    return soft_latent_mask(mask, size).round()
+
+
+def soft_latent_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same in 0..1, not rounded."""
+    return F.interpolate(rearrange(mask, "b h w -> b 1 h w"), size=size, mode="bilinear")
 
 
 # Sampling ------------------------------------------------------------------------------------------------------------
 
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (sample, sigma) -> the clean picture that the model foresees
+
+
+def held_to_mask(denoise: Denoise, mask: Tensor, latents: Tensor, noise: Tensor) -> Denoise:
+    """`denoise` that finds and foresees `latents` wherever the mask is 0: the host's noise mask.
+
+    mask: float[B, 1, h, w] in 0..1, 1 = may change;  latents, noise: float[B, C, h, w]
+    """
+
+    def held(sample: Tensor, sigma: Tensor) -> Tensor:
+        known = latents + noise * sigma
+        return denoise(sample * mask + known * (1.0 - mask), sigma) * mask + latents * (1.0 - mask)
+
+    return held
+
 
 def euler(
-    denoise: Callable[[Tensor, Tensor], Tensor],
+    denoise: Denoise,
     sample: Tensor,
     sigmas: Tensor,
     on_step: OnStep | None = None,
@@ -215,6 +235,9 @@ class UNetPainter:
                     branch.gate = self.schedule.is_within(sigma, settings.start, settings.end)
                 return self._denoise(unet, sample, sigma, spatial, text_tokens, settings.guidance_scale)
 
+            if spatial is None and mask is not None:
+                small = soft_latent_mask(pad_to_multiple(mask, self.factor)[0], latents.shape[2:]).to(latents)
+                return euler(held_to_mask(denoise, small, latents, noise), sample, sigmas, on_step, should_stop)
             return euler(denoise, sample, sigmas, on_step, should_stop)
 
     def _denoise(
@@ -254,9 +277,7 @@ class UNetPainter:
         if wanted is None and mask is None:
             say("no img2img UNet is loaded: without a mask the inpainting UNet repaints the whole picture")
         elif wanted is None:
-            say(
-                "no inpainting UNet is loaded: the whole picture is repainted, the mask only decides what is kept of it"
-            )
+            say("no inpainting UNet is loaded: this one paints inside the mask, but is not told where the mask ends")
         return other if wanted is None else wanted
 
     def _inpaint_channels(self, padded: Tensor, mask: Tensor | None, latents: Tensor, say: Say) -> Tensor:

@@ -410,6 +410,20 @@ def test_a_missing_unet_is_replaced_and_said(sd15):
     assert torch.equal(kept[mask == 0], picture()[mask == 0]) and "no inpainting UNet" in notes[1]
 
 
+def test_an_img2img_unet_is_held_to_the_mask(sd15, condition):
+    """Where the mask is 0 the latents stay the source's; where it is 1 everywhere, it is as if there were none."""
+    alone = UNetPainter(sd15.unet, None, sd15.vae, sd15.text_encoder, sd15.tokenizer, sd15.adapter)
+    mask, image = torch.zeros(1, 64, 64), picture()
+    mask[:, :, 32:] = 1.0
+    held = alone.paint_latents(image, PLAN, condition, SETTINGS.but(mask=mask))
+    source = encode(sd15.vae, image)
+    torch.testing.assert_close(held[..., :4], source[..., :4], atol=1e-5, rtol=0)
+    assert (held[..., 4:] - source[..., 4:]).abs().mean() > 0.05
+    free = alone.paint_latents(image, PLAN, condition, SETTINGS)
+    everywhere = alone.paint_latents(image, PLAN, condition, SETTINGS.but(mask=torch.ones(1, 64, 64)))
+    assert torch.equal(free, everywhere) and not torch.allclose(free[..., 4:], held[..., 4:], atol=1e-2)
+
+
 # Interruption and progress -------------------------------------------------------------------------------------------
 
 

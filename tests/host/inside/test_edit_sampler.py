@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import nodes
-from mindedit_core.contracts import Misfit, PaintSettings
+from mindedit_core.contracts import Misfit, PaintSettings, Plan
 from mindedit_core.hosts import comfy_mini, comfy_sampler
 from mindedit_core.hosts.comfy_adapter import attach, load_adapter
 from mindedit_core.hosts.comfy_sampler import edit_sample
@@ -162,6 +162,19 @@ def test_the_whole_graph_equals_headless(masked, window, inpaint, img2img, syste
     torch.testing.assert_close(ours.latent["samples"] * parts.vae.scaling_factor, their_latents, atol=2e-3, rtol=2e-3)
     inside = slice(None) if room is None else room[0].bool()
     assert (ours.image[0][inside] - theirs[0][inside]).abs().mean() < 0.1 / 255
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_a_model_without_mask_channels_is_held_to_the_mask_as_headless(strength, img2img, conds, system, image, mask):
+    ours = edit(img2img, conds, image, mask, strength=strength, composite=False)
+    own = system.painter
+    alone = type(own)(own.unet, None, own.vae, own.text_encoder, own.tokenizer)
+    settings = PaintSettings(
+        steps=4, guidance_scale=3.0, seed=3, negative=NEGATIVE, mask=mask, strength=strength, composite=False
+    )
+    theirs = alone.paint_latents(image, Plan(TEXT, TEXT), system.bridge(no_insight()), settings)
+    scaled = ours.latent["samples"] * img2img.vae.scaling_factor
+    torch.testing.assert_close(scaled, theirs, atol=2e-3, rtol=2e-3)
 
 
 def test_batches_are_painted_as_headless(img2img, conds, system, generator):
