@@ -49,6 +49,11 @@ def any_thing(scene: Scene, random: np.random.Generator) -> Thing:
 
 
 def dialogue(scene: Scene, random: np.random.Generator, questions: int) -> list[Turn]:
-    """The description first, then questions of every sort, those about references twice as often."""
+    """Questions of every sort, those about references twice as often; the description anywhere among them.
+
+    What is asked before it has to be read off the picture, what is asked after it may be looked up there.
+    """
     sorts = (at_place, beside, refer, refer)
-    return [describe(scene), *(sorts[random.integers(len(sorts))](scene, random) for _ in range(questions))]
+    turns = [sorts[random.integers(len(sorts))](scene, random) for _ in range(questions)]
+    turns.insert(int(random.integers(questions + 1)), describe(scene))
+    return turns
