@@ -220,11 +220,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--system", default="mini")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--n", type=int, default=500)
+    parser.add_argument("--n", type=int, default=500, help="samples of each sort; 7 at least, one for each operation")
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     options = parser.parse_args()
+    if options.n < len(OPERATIONS):
+        parser.error(f"--n must be {len(OPERATIONS)} or more, one sample for each operation, got {options.n}")
     system = load_system(options.system)
     found, alone = evaluate(system, options)
     report = {"system": options.system, "seed": options.seed, "n": options.n, "commit": commit(),

@@ -30,9 +30,10 @@ ENDS = ("execution_success", "execution_error", "execution_interrupted")
 START_SECONDS, RUN_SECONDS = 300, 1800  # only to end a test that hangs: a busy machine is slow
 
 
-def find_python() -> str | None:
-    """A Python that can run ComfyUI: COMFYUI_PYTHON, ~/comfy-venv, or the one that runs the tests."""
-    places = [os.environ.get("COMFYUI_PYTHON"), str(Path.home() / "comfy-venv" / "bin" / "python"), sys.executable]
+def find_python(comfyui: Path) -> str | None:
+    """A Python that can run ComfyUI: COMFYUI_PYTHON, one inside its folder, ~/comfy-venv, or that of the tests."""
+    venvs = [comfyui / ".venv", comfyui / "venv", Path.home() / "comfy-venv"]
+    places = [os.environ.get("COMFYUI_PYTHON"), *(str(venv / "bin" / "python") for venv in venvs), sys.executable]
     return next((place for place in places if place and _can_run(place)), None)
 
 

@@ -57,7 +57,7 @@ def page(server):
 
 @pytest.fixture(scope="session")
 def comfyui_python(comfyui_path, client) -> str:
-    python = client.find_python()
+    python = client.find_python(comfyui_path)
     if python is None:
         pytest.skip(f"found ComfyUI at {comfyui_path} but no Python that can run it: set COMFYUI_PYTHON")
     return python

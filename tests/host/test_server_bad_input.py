@@ -40,7 +40,7 @@ def test_an_empty_instruction(server, mini, instruction):
 def test_an_instruction_of_10000_characters(server, mini):
     mini[OPTIMIZER]["instruction"] = "make it red " * 834
     message = failure(server, mini)
-    assert message.startswith("Instruction Optimizer, instruction: ") and "10" in message and "shorten" in message
+    assert message.startswith("Instruction Optimizer, instruction: ") and "10007" in message and "shorten" in message
 
 
 def test_something_that_is_no_mllm(server, mini):
@@ -83,8 +83,8 @@ def test_an_adapter_for_another_model(server, mini, mini_folder):
 
     use_file(mini, put_adapter(server, mini_folder, "other_model.safetensors", widen))
     message = failure(server, mini)
-    assert message.startswith("IP-Adapter Bridge, ")
-    assert "adapter" in message
+    assert message.startswith("IP-Adapter Bridge, adapter")
+    assert "this IP-Adapter has" in message and "an IP-Adapter made for this base model" in message
 
 
 def test_an_insight_of_another_clip_space(server, mini, mini_folder):

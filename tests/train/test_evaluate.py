@@ -208,3 +208,9 @@ def test_oracle_is_refused_before_anything_runs_where_clip_does_not_see():
     blind = SimpleNamespace(painter=SimpleNamespace(text_encoder=torch.nn.Linear(1, 1)))
     with pytest.raises(ValueError, match="oracle.*Linear has no vision model.*--variants full text_only"):
         evaluate.evaluate(blind, OPTIONS)
+
+
+def test_too_few_samples_are_refused_before_anything_runs(report_of, capsys):
+    with pytest.raises(SystemExit):
+        report_of("--n", "6")
+    assert "--n must be 7 or more, one sample for each operation, got 6" in capsys.readouterr().err
