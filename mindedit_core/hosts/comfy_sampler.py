@@ -114,7 +114,8 @@ def _mask(image: Tensor, mask: Tensor | None, notes: list[str]) -> Tensor | None
         notes.append(f"{sizes}: the mask was resized to fit")
     mask = fit_mask(mask.to(image.device), image)
     if not bool(mask.round().any()):
-        notes.append("the mask is empty, so nothing may change and the source comes back; unplug it to edit everywhere")
+        said = "the mask is empty (nowhere above 0.5): there is nothing to edit and the source comes back"
+        notes.append(f"{said}; unplug it to edit everywhere")
     return mask
 
 

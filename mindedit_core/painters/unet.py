@@ -261,7 +261,8 @@ class UNetPainter:
     def _is_masked_out(self, image: Tensor, settings: PaintSettings, say: Say) -> bool:
         empty = settings.mask is not None and not bool((fit_mask(settings.mask, image).round() > 0).any())
         if empty:
-            say("the mask is empty: there is nothing to edit, the source comes back; disconnect it to edit everywhere")
+            said = "the mask is empty (nowhere above 0.5): there is nothing to edit and the source comes back"
+            say(f"{said}; disconnect it to edit everywhere")
         return empty
 
     def _fitted_mask(self, image: Tensor, settings: PaintSettings, say: Say) -> Tensor | None:
