@@ -7,7 +7,7 @@ MODELS are ever built, so a file cannot choose what code runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ TOKENIZER = "tokenizer.json"  # one, of the MLLM and of CLIP
 MINI_FILES = (*(f"{name}.safetensors" for name in MINI_COMPONENTS), TOKENIZER)
 
 
-def require_mini(folder: Path) -> Path:
-    """`folder`, if every file of a mini is in it; else a CheckpointError that names the missing ones."""
-    if missing := [name for name in MINI_FILES if not (folder / name).is_file()]:
+def require_mini(folder: Path, files: Sequence[str] = MINI_FILES) -> Path:
+    """`folder`, if every one of `files` is in it; else a CheckpointError that names the missing ones."""
+    if missing := [name for name in files if not (folder / name).is_file()]:
         raise CheckpointError(
-            f"a mini has {len(MINI_FILES)} files, {folder} lacks {', '.join(missing)}; "
+            f"a mini needs {len(files)} files, {folder} lacks {', '.join(missing)}; "
             "fetch them from the repository (git tracks them), or train them with the recipes in train/"
         )
     return folder

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import folder_paths
 
+from ..model_files import MINI_FOLDER
+
 MINI = "mini (built in)"
-MINI_FOLDER = Path(__file__).resolve().parents[1] / "weights" / "mini"
 MINI_VARIABLE = "MINDEDIT_MINI"  # names another folder in the mini's layout, e.g. one fresh from train/
 NO_ADAPTER = "none"
 WEIGHTS = ".safetensors"

@@ -29,7 +29,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..checkpoint import CheckpointError, load_tensors, read_metadata
-from ..model_files import load_model
+from ..model_files import MINI_FILES, load_model, require_mini
 from ..tensors import to_model
 from .comfy_adapter import ipadapter_dict
 from .comfy_folders import MINI, mini_folder
@@ -62,17 +62,11 @@ def load_mini(painter: str = "inpaint") -> MiniParts:
 
 
 def require_files(folder: Path, painter: str) -> Path:
+    """`folder`, if the files of a mini with this painter are in it; the other painter's may be missing."""
     if painter not in UNETS:
         raise ValueError(f"unknown painter {painter!r}; have {', '.join(UNETS)}")
-    names = ("mllm", "mind_edit", "clip", "autoencoder", Path(UNETS[painter]).stem, "ip_adapter")
-    missing = [
-        name for name in (*(f"{name}.safetensors" for name in names), "tokenizer.json") if not (folder / name).is_file()
-    ]
-    if missing:
-        raise CheckpointError(
-            f"the built-in mini is incomplete: {folder} lacks {', '.join(missing)}; install the pack again"
-        )
-    return folder
+    others = {file for name, file in UNETS.items() if name != painter}
+    return require_mini(folder, [name for name in MINI_FILES if name not in others])
 
 
 # MODEL ---------------------------------------------------------------------------------------------------------------

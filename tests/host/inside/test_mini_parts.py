@@ -188,7 +188,7 @@ def test_a_unet_the_host_cannot_build_says_so(mini_folder, tmp_path, vae):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(CheckpointError, match="incomplete.*mllm.safetensors"):
+    with pytest.raises(CheckpointError, match="a mini needs 7 files, .* lacks mllm.safetensors, mind_edit"):
         comfy_mini.require_files(tmp_path, "inpaint")
     with pytest.raises(ValueError, match="unknown painter 'oil'; have inpaint, img2img"):
         comfy_mini.require_files(tmp_path, "oil")
