@@ -91,6 +91,14 @@ def test_programs_change_two_things_or_more_and_stay_within_five():
         assert len(parse(item.optimized)) >= 2 and 0 <= len(item.target.things) <= 5
 
 
+def test_a_program_carried_out_sentence_by_sentence_leads_to_its_target():
+    for item in PROGRAMS:
+        scene = item.source
+        for words in item.instruction.split(", then "):
+            scene = {edit.instruction: edit.outcome() for _, edit in instructions(scene)}[words]
+        assert scene.graph == item.target.graph
+
+
 def test_training_and_evaluation_share_no_scene_graph():
     for item in [*SAMPLES, *PROGRAMS]:
         assert not item.source.for_evaluation and not item.target.for_evaluation
