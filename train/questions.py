@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from mindedit_core.scenes import PLACES, Scene, Thing, caption
+from mindedit_core.scenes import OPERATIONS, PLACES, Scene, Thing, caption
 from mindedit_core.scenes.edits import RELATIONS, landmarks, references
-from mindedit_core.scenes.grammar import say
+from mindedit_core.scenes.grammar import changed_slots, say
 from mindedit_core.scenes.graph import neighbour
+from mindedit_core.scenes.sampling import draw_edit
 
 Turn = tuple[str, str]  # question, answer
 
@@ -40,6 +41,21 @@ def refer(scene: Scene, random: np.random.Generator) -> Turn:
     return f"where is {phrases[random.integers(len(phrases))]}", answer(thing.slot, thing)
 
 
+def imagine(scene: Scene, random: np.random.Generator) -> Turn:
+    """Where a wish would change the picture, or what it would leave at a place: what its words mean is learnt here."""
+    drawn = draw_edit(random, scene, str(random.choice(list(OPERATIONS))))
+    if drawn is None or drawn[1].for_evaluation:
+        return refer(scene, random)
+    wish, after = drawn
+    slots = changed_slots(scene, after)
+    if random.random() < 0.4:
+        return f"{wish}, where is the change", ", ".join(PLACES[slot] for slot in slots) or "background"
+    if not slots or random.random() < 0.1:
+        return f"{wish}, then what is the background", f"{after.background} background"
+    slot = slots[random.integers(len(slots))] if random.random() < 0.85 else int(random.integers(9))
+    return f"{wish}, then what is at the {PLACES[slot]}", answer(slot, after.at(slot))
+
+
 def answer(slot: int, thing: Thing | None) -> str:
     return say(slot, thing)
 
@@ -49,11 +65,11 @@ def any_thing(scene: Scene, random: np.random.Generator) -> Thing:
 
 
 def dialogue(scene: Scene, random: np.random.Generator, questions: int) -> list[Turn]:
-    """Questions of every sort, those about references twice as often; the description anywhere among them.
+    """Questions of every sort, most of them about wishes; the description anywhere among them.
 
     What is asked before it has to be read off the picture, what is asked after it may be looked up there.
     """
-    sorts = (at_place, beside, refer, refer)
+    sorts = (at_place, beside, refer, refer, *[imagine] * 6)
     turns = [sorts[random.integers(len(sorts))](scene, random) for _ in range(questions)]
     turns.insert(int(random.integers(questions + 1)), describe(scene))
     return turns

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from mindedit_core.backbones.lora import merge
-from mindedit_core.scenes import KINDS, Scene, Thing, caption, sample
+from mindedit_core.scenes import KINDS, PLACES, Scene, Thing, caption, instructions, sample
+from mindedit_core.scenes.grammar import changed_slots, say
 from train import facts, latents, lora, pairs, questions, slots, tiles, unet
 from train.data import slot_labels, training_scene
 from train.words import corpus, tokenizer
@@ -55,11 +56,36 @@ def test_training_scenes_are_none_of_evaluation():
     assert not any(training_scene(random).for_evaluation for _ in range(200))
 
 
-def test_questions_have_their_answer_in_the_description():
+def test_questions_about_the_picture_have_their_answer_in_the_description():
     random = np.random.default_rng(1)
-    for _ in range(30):
-        for question, answer in questions.dialogue(SCENE, random, 4):
+    for asks in (questions.at_place, questions.beside, questions.refer):
+        for _ in range(30):
+            question, answer = asks(SCENE, random)
             assert question and (answer in caption(SCENE) or answer.startswith("nothing at "))
+
+
+def test_an_imagined_wish_says_what_the_enumerated_edit_leaves():
+    random = np.random.default_rng(2)
+    outcomes = {edit.instruction: edit.outcome() for _, edit in instructions(SCENE)}
+    forms = set()
+    for _ in range(200):
+        question, answer = questions.imagine(SCENE, random)
+        wish, _, rest = question.rpartition(", ")
+        if rest == "where is the change":
+            wanted = ", ".join(PLACES[slot] for slot in changed_slots(SCENE, outcomes[wish])) or "background"
+            assert answer == wanted
+        elif rest.startswith("then what is"):
+            assert answer in {f"{outcomes[wish].background} background",
+                              *(say(slot, outcomes[wish].at(slot)) for slot in range(9))}
+        forms.add(rest.split(" ")[0])
+    assert {"where", "then"} <= forms
+
+
+def test_a_dialogue_holds_the_description_anywhere():
+    random = np.random.default_rng(3)
+    places = {[question for question, _ in questions.dialogue(SCENE, random, 4)].index("describe the picture")
+              for _ in range(60)}
+    assert places == set(range(5))
 
 
 def test_a_batch_is_a_function_of_its_step():
