@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from mindedit_core.model_files import MINI_FOLDER, load_model
@@ -102,6 +102,17 @@ class Steps(Dataset):
         return self.batch_of(step)
 
 
+def moving_average(decay: float) -> Callable:
+    """Exponential, its window at most a ninth of the run so far: the random start is soon forgotten."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        kept = min(decay, (1 + float(count)) / (10 + float(count)))
+        for average, new in zip(averages, current, strict=True):
+            average.lerp_(new.to(average), 1 - kept)
+    return update
+
+
 class Run:
     """One training run in a folder: `last.pt` to resume from, `log.jsonl` to read."""
 
@@ -110,7 +121,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.optimizer = torch.optim.AdamW(trainable(module), schedule.learning_rate, betas=(0.9, 0.98),
                                            weight_decay=schedule.weight_decay)
-        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema))
+        self.average = AveragedModel(module, multi_avg_fn=moving_average(schedule.ema))
         if (folder / "last.pt").exists():
             self.resume()
 

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from train.common import Run, Schedule, fit
+from train.common import Run, Schedule, fit, moving_average
 
 PLAN = Schedule(steps=60, learning_rate=1e-2, batch_size=4, warm_up=5, save_every=0.0)
 
@@ -68,3 +69,22 @@ def test_the_log_has_a_line_every_fifty_steps(tmp_path):
 def test_the_rate_warms_up_stays_and_falls_to_zero():
     plan = Schedule(steps=100, learning_rate=1.0, batch_size=1, warm_up=10, decay=0.2)
     assert plan.rate(0) == 0.1 and plan.rate(50) == 1.0 and plan.rate(90) == 0.5 and plan.rate(100) == 0.0
+
+
+@pytest.mark.parametrize("steps", [60, 600])
+def test_the_average_forgets_its_random_start(steps):
+    """A plain average of this decay would still be 55 % (of 600) or 94 % (of 60) random start."""
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(module.weight)
+    average = AveragedModel(module, multi_avg_fn=moving_average(0.999))
+    average.update_parameters(module)
+    nn.init.ones_(module.weight)
+    for _ in range(steps):
+        average.update_parameters(module)
+    assert 0.99 < average.module.weight.item() <= 1.0
+
+
+def test_the_average_has_its_full_window_in_a_long_run():
+    averages, kept = [torch.zeros(1)], 0.9
+    moving_average(kept)(averages, [torch.ones(1)], torch.tensor(10_000))
+    assert averages[0].item() == pytest.approx(1 - kept)
