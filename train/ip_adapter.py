@@ -84,6 +84,7 @@ def validate(adapter: IPAdapter, parts: tuple, clip: nn.Module, autoencoder: nn.
 def main() -> None:
     def add(parser):
         parser.add_argument("--count", type=int, default=20000, help="cached samples")
+        parser.add_argument("--used", type=int, default=20000, help="of them, so many are embedded and trained on")
 
     options = arguments(__doc__, Schedule(steps=1500, learning_rate=1e-3, batch_size=64, ema=0.998), add)
     schedule = schedule_of(options)
@@ -94,8 +95,9 @@ def main() -> None:
     cache = latents(options.runs, options.weights, options.count)
     adapter = IPAdapter.for_unet(unet, embed_dim=CLIP_SPACE["dim"], tokens=4, clip_space=CLIP_SPACE["name"])
     run = Run(options.runs / "ip_adapter", adapter, schedule)
-    stream = batches(schedule, cache, embeddings(clip, len(cache)))
-    said = (text for number in range(options.count) for text in (known(number).optimized, known(number).instruction))
+    used = range(min(options.used, len(cache)))
+    stream = batches(schedule, cache, embeddings(clip, len(used)))
+    said = (text for number in used for text in (known(number).optimized, known(number).instruction))
     painters = (unet, unet_inpaint, TextStates(clip, ["", *said]))
     adapter = fit(run, stream, losses(adapter, *painters))
     save_checkpoint(options.weights / "ip_adapter.safetensors", adapter.state_dict(), dtype=torch.float16, metadata={

@@ -29,7 +29,7 @@ from train.lora import add_lora, pairs_of
 from train.pairs import samples
 from train.tiles import tile
 
-RANK, ALPHA, LAYER = 24, 24.0, 5  # layer m of 6
+RANK, ALPHA, LAYER = 20, 20.0, 5  # layer m of 6
 CLIP_SPACE = {"name": "mindedit-mini-clip", "dim": 256}
 NOTHING = lambda _: 0  # noqa: E731
 
