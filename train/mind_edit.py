@@ -93,7 +93,7 @@ def validate(mllm: LlavaOnevision, student: Student, clip: nn.Module) -> dict[st
 
 
 def main() -> None:
-    options = arguments(__doc__, Schedule(steps=3000, learning_rate=1e-3, batch_size=32, ema=0.998))
+    options = arguments(__doc__, Schedule(steps=3000, learning_rate=2e-3, batch_size=16, ema=0.998))
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
     clip = load_model(options.weights / "clip.safetensors").to(DEVICE)

@@ -1,7 +1,7 @@
 """Second stage of the mini's MLLM: tower, connector and language model learn to talk about pictures.
 
-    python -m train.mllm --steps 3000                # about 45 minutes on one core of a small CPU
-    expected: 90 % of references to a thing resolved exactly on unseen scenes
+    python -m train.mllm --steps 8000                # about 2.5 hours on one core of a small CPU
+    measured: 78 % of references and 78 % of wishes exact on unseen scenes, 98 % of descriptions, and rising
 
 Every sample is a dialogue about one picture: its description and six questions (what is where, what is beside what,
 which thing a phrase means, where a wish would change the picture and what it would leave there). A head that is thrown
@@ -129,7 +129,7 @@ def validate(mllm: LlavaOnevision, image_tokens: int) -> dict[str, float]:
 
 
 def main() -> None:
-    options = arguments(__doc__, Schedule(steps=3000, learning_rate=1e-3, batch_size=32, ema=0.998))
+    options = arguments(__doc__, Schedule(steps=8000, learning_rate=1e-3, batch_size=16, ema=0.998))
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
     model = warm(options, "mllm") or build(options.runs / "tower" / "siglip.pt")
