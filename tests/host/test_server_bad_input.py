@@ -83,8 +83,8 @@ def test_an_adapter_for_another_model(server, mini, mini_folder):
 
     use_file(mini, put_adapter(server, mini_folder, "other_model.safetensors", widen))
     message = failure(server, mini)
-    assert message.startswith("IP-Adapter Bridge, adapter")
-    assert "this IP-Adapter has" in message and "an IP-Adapter made for this base model" in message
+    assert message.startswith("IP-Adapter Bridge, model, insight, adapter, start and end: this IP-Adapter (")
+    assert "other_model.safetensors" in message and "for tokens of 192; choose an IP-Adapter made for" in message
 
 
 def test_an_insight_of_another_clip_space(server, mini, mini_folder):
