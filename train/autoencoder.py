@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mindedit_core.model_files import save_model
 from mindedit_core.scenes import BACKGROUNDS, Scene, render
 from mindedit_core.scenes.sampling import draw_thing
-from train.common import Losses, Run, Schedule, arguments, fit, schedule_of, warm
+from train.common import Losses, Run, Schedule, arguments, fit, schedule_of, steps_before, warm
 from train.data import pictures, scenes, to_model, training_scene
 
 POOL = 16384  # pictures, 0.8 GB in memory
@@ -121,13 +121,14 @@ def main() -> None:
     torch.manual_seed(schedule.seed)
     model = grown(warm(options, "autoencoder")).to(memory_format=torch.channels_last)
     model.encoder.requires_grad_(not options.decoder_only)
+    before = steps_before(options, "autoencoder")
     run = Run(options.runs / "autoencoder", model, schedule)
     model = fit(run, batches(schedule), losses(model), validate)
     score = validate(model)
     if not options.decoder_only:
         model.register_to_config(scaling_factor=round(1 / score["latent_std"], 5))
     save_model(options.weights / "autoencoder.safetensors", "autoencoder", model,
-               {"recipe": "train.autoencoder", "seed": schedule.seed, "steps": run.step, "data": "scenes v1",
+               {"recipe": "train.autoencoder", "seed": schedule.seed, "steps": before + run.step, "data": "scenes v1",
                 "score": score})
     print(score)
 

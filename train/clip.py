@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel
 from mindedit_core.backbones.mini_tokenizer import save_tokenizer
 from mindedit_core.losses import contrastive_loss
 from mindedit_core.model_files import save_model
-from train.common import Losses, Run, Schedule, arguments, fit, on_device, schedule_of, warm
+from train.common import Losses, Run, Schedule, arguments, fit, on_device, schedule_of, steps_before, warm
 from train.data import pictures, scenes, slot_labels
 from train.facts import fact_ends, fact_labels, part, tokens, whole
 from train.slots import PARTS, SlotReader, reading_accuracy, reading_losses
@@ -108,11 +108,13 @@ def main() -> None:
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
     student = Student(warm(options, "clip") or build())
+    before = steps_before(options, "clip")
     run = Run(options.runs / "clip", student, schedule)
     student = fit(run, batches(schedule), losses(student), validate)
     score = validate(student)
     save_model(options.weights / "clip.safetensors", "clip", student.clip,
-               {"recipe": "train.clip", "seed": schedule.seed, "steps": run.step, "data": "scenes v1", "score": score})
+               {"recipe": "train.clip", "seed": schedule.seed, "steps": before + run.step,
+                "data": "scenes v1", "score": score})
     save_tokenizer(tokenizer(), options.weights / "tokenizer.json")
     print(score)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
+from mindedit_core.checkpoint import read_metadata
 from mindedit_core.model_files import MINI_FOLDER, load_model
 
 WEIGHTS = MINI_FOLDER
@@ -55,7 +56,7 @@ def arguments(description: str, defaults: Schedule, add: Callable | None = None)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="checkpoints and logs, not tracked")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the mini: read and written")
-    parser.add_argument("--warm", action="store_true", help="start from the file in --weights, not from random weights")
+    parser.add_argument("--warm", action="store_true", help="start from the file in --weights, not at random")
     if add:
         add(parser)
     return parser.parse_args()
@@ -66,6 +67,11 @@ def warm(options: argparse.Namespace, name: str) -> nn.Module | None:
     if not options.warm:
         return None
     return load_model(options.weights / f"{name}.safetensors").requires_grad_(True).train()
+
+
+def steps_before(options: argparse.Namespace, name: str) -> int:
+    """Optimiser steps of the stages before this one, by the file that --warm starts from; ask before it is replaced."""
+    return read_metadata(options.weights / f"{name}.safetensors")["steps"] if options.warm else 0
 
 
 def schedule_of(options: argparse.Namespace) -> Schedule:

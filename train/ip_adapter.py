@@ -16,7 +16,7 @@ from mindedit_core.bridges.ip_adapter import IPAdapter
 from mindedit_core.checkpoint import save_checkpoint
 from mindedit_core.losses import epsilon_loss
 from mindedit_core.model_files import load_model
-from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, on_device, schedule_of
+from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, on_device, schedule_of, steps_before
 from train.latents import Cache, drawn, encode_chunk, known, latents
 from train.mind_edit import CLIP_SPACE, image_embeds, target_pixels
 from train.texts import TextStates
@@ -81,6 +81,12 @@ def validate(adapter: IPAdapter, parts: tuple, clip: nn.Module, autoencoder: nn.
             for name, embeds in told.items()}
 
 
+def start(options, unet: nn.Module) -> IPAdapter:
+    if options.warm:
+        return IPAdapter.from_file(options.weights / "ip_adapter.safetensors").train()
+    return IPAdapter.for_unet(unet, embed_dim=CLIP_SPACE["dim"], tokens=4, clip_space=CLIP_SPACE["name"])
+
+
 def main() -> None:
     def add(parser):
         parser.add_argument("--count", type=int, default=20000, help="cached samples")
@@ -93,7 +99,8 @@ def main() -> None:
     clip, unet, unet_inpaint, autoencoder = (load_model(options.weights / f"{name}.safetensors").to(DEVICE)
                                              for name in ("clip", "unet", "unet_inpaint", "autoencoder"))
     cache = latents(options.runs, options.weights, options.count)
-    adapter = IPAdapter.for_unet(unet, embed_dim=CLIP_SPACE["dim"], tokens=4, clip_space=CLIP_SPACE["name"])
+    adapter = start(options, unet)
+    before = steps_before(options, "ip_adapter")
     run = Run(options.runs / "ip_adapter", adapter, schedule)
     used = range(min(options.used, len(cache)))
     stream = batches(schedule, cache, embeddings(clip, len(used)))
@@ -102,7 +109,7 @@ def main() -> None:
     adapter = fit(run, stream, losses(adapter, *painters))
     save_checkpoint(options.weights / "ip_adapter.safetensors", adapter.state_dict(), dtype=torch.float16, metadata={
         "component": "ip_adapter", "class": "IPAdapter", "config": {"clip_space": CLIP_SPACE},
-        "recipe": "train.ip_adapter", "seed": schedule.seed, "steps": run.step, "data": "scenes v1",
+        "recipe": "train.ip_adapter", "seed": schedule.seed, "steps": before + run.step, "data": "scenes v1",
         "score": validate(adapter, painters, clip, autoencoder)})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +33,15 @@ def add_lora(module: nn.Module, rank: int, alpha: float) -> None:
         if type(child) is nn.Linear:
             parent, _, last = name.rpartition(".")
             setattr(module.get_submodule(parent), last, LoraLinear(child, rank, alpha))
+
+
+@torch.no_grad()
+def take_pairs(model: nn.Module, pairs: Mapping[str, LoraPair]) -> None:
+    """Go on from trained branches; the inverse of `pairs_of`. Raises KeyError for a module without a branch."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
+    for name, pair in pairs.items():
+        layers[name].lora_a.copy_(pair.down)
+        layers[name].lora_b.copy_(pair.up)
 
 
 def pairs_of(model: nn.Module) -> dict[str, LoraPair]:

@@ -16,16 +16,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mindedit_core.backbones.llava_onevision import LlavaOnevision
-from mindedit_core.backbones.lora import save_adapter
+from mindedit_core.backbones.lora import Adapter, read_adapter, save_adapter
 from mindedit_core.backbones.mini_tokenizer import load_tokenizer
 from mindedit_core.backbones.vision_head import VisionHead
 from mindedit_core.losses import insight_loss
 from mindedit_core.model_files import load_model
 from mindedit_core.prompts import format_answer
 from mindedit_core.scenes import OPERATIONS, Sample, sample
-from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, on_device, quick_attention, schedule_of
+from train.common import (
+    DEVICE,
+    Losses,
+    Run,
+    Schedule,
+    arguments,
+    fit,
+    on_device,
+    quick_attention,
+    schedule_of,
+    steps_before,
+)
 from train.data import to_model
-from train.lora import add_lora, pairs_of
+from train.lora import add_lora, pairs_of, take_pairs
 from train.pairs import samples
 from train.tiles import tile
 
@@ -43,6 +54,10 @@ class Student(nn.Module):
         quick_attention(model.model.language_model)
         add_lora(model.model.language_model, RANK, ALPHA)
         self.head = VisionHead(model.config.text_config.hidden_size, CLIP_SPACE["dim"], width=512)
+
+    def go_on_from(self, adapter: Adapter) -> None:
+        take_pairs(self.model, adapter.pairs)
+        self.head.load_state_dict(adapter.head.state_dict())
 
 
 def batches(schedule: Schedule):
@@ -98,7 +113,9 @@ def main() -> None:
     torch.manual_seed(schedule.seed)
     clip = load_model(options.weights / "clip.safetensors").to(DEVICE)
     student = Student(load_model(options.weights / "mllm.safetensors"))
-    words = load_tokenizer(options.weights / "tokenizer.json")
+    if options.warm:
+        student.go_on_from(read_adapter(options.weights / "mind_edit.safetensors"))
+    words, before = load_tokenizer(options.weights / "tokenizer.json"), steps_before(options, "mind_edit")
 
     def wrapped(model: nn.Module) -> LlavaOnevision:
         return LlavaOnevision(model, words, template="mini", mllm_id="mini")
@@ -106,7 +123,7 @@ def main() -> None:
     run = Run(options.runs / "mind_edit", student, schedule)
     student = fit(run, batches(schedule), losses(wrapped(student.model), student, clip),
                   lambda average: validate(wrapped(average.model), average, clip))
-    save(options, student, schedule, run.step, validate(wrapped(student.model), student, clip))
+    save(options, student, schedule, before + run.step, validate(wrapped(student.model), student, clip))
 
 
 def save(options, student: Student, schedule: Schedule, steps: int, score: dict[str, float]) -> None:

@@ -26,7 +26,18 @@ from mindedit_core.backbones.mini_config import mini_config
 from mindedit_core.backbones.mini_tokenizer import ASSISTANT, END, IMAGE, USER, save_tokenizer
 from mindedit_core.model_files import save_model
 from mindedit_core.scenes import Scene
-from train.common import Losses, Run, Schedule, arguments, fit, on_device, quick_attention, schedule_of, warm
+from train.common import (
+    Losses,
+    Run,
+    Schedule,
+    arguments,
+    fit,
+    on_device,
+    quick_attention,
+    schedule_of,
+    steps_before,
+    warm,
+)
 from train.data import scenes
 from train.questions import Turn, describe, dialogue, imagine, refer
 from train.tiles import tiles
@@ -139,13 +150,14 @@ def main() -> None:
     def wrapped(student: Student) -> LlavaOnevision:
         return LlavaOnevision(student.model, tokenizer(), template="mini", mllm_id="mini")
 
+    before = steps_before(options, "mllm")
     run = Run(options.runs / "mllm", student, schedule)
     student = fit(run, batches(schedule, image_tokens), losses(wrapped(student), student),
                   lambda average: validate(wrapped(average), image_tokens))
     score = validate(wrapped(student), image_tokens)
     save_model(options.weights / "mllm.safetensors", "mllm", student.model,
-               {"recipe": "train.tower, train.mllm", "seed": schedule.seed, "steps": run.step, "data": "scenes v1",
-                "score": score})
+               {"recipe": "train.tower, train.mllm", "seed": schedule.seed, "steps": before + run.step,
+                "data": "scenes v1", "score": score})
     save_tokenizer(tokenizer(), options.weights / "tokenizer.json")
     print(score)
 

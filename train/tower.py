@@ -57,6 +57,8 @@ def main() -> None:
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
     tower = Tower()
+    if options.warm:
+        tower.siglip.load_state_dict(torch.load(options.runs / "tower" / "siglip.pt", weights_only=True))
     run = Run(options.runs / "tower", tower, schedule)
 
     def losses(batch: dict) -> Losses:

@@ -27,7 +27,7 @@ from mindedit_core.losses import epsilon_loss, min_snr_weight
 from mindedit_core.model_files import load_model, save_model
 from mindedit_core.painters.unet import UNetPainter
 from mindedit_core.scenes import OPERATIONS, judge_picture, sample
-from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, schedule_of, warm
+from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, schedule_of, steps_before, warm
 from train.facts import part, whole
 from train.latents import Cache, known, latents
 from train.texts import TextStates
@@ -158,6 +158,7 @@ def main() -> None:
     cache = latents(options.runs, options.weights, options.count)
     name = "unet" if options.painter == "img2img" else "unet_inpaint"
     unet = warm(options, name) or start(options).requires_grad_(True).train()
+    before = steps_before(options, name)
     run = Run(options.runs / name, unet, schedule)
     truth = (clip, load_model(options.weights / "autoencoder.safetensors").to(DEVICE),
              load_tokenizer(options.weights / "tokenizer.json"))
@@ -165,7 +166,7 @@ def main() -> None:
     unet = fit(run, batches(schedule, cache, options.painter), losses(unet, texts, options.painter),
                lambda average: validate(average, options.painter, *truth))
     save_model(options.weights / f"{name}.safetensors", name, unet,
-               {"recipe": f"train.unet --painter {options.painter}", "seed": schedule.seed, "steps": run.step,
+               {"recipe": f"train.unet --painter {options.painter}", "seed": schedule.seed, "steps": before + run.step,
                 "data": f"scenes v1, {options.count} samples", "score": validate(unet, options.painter, *truth)})
 
 
