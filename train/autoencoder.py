@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mindedit_core.model_files import save_model
 from mindedit_core.scenes import BACKGROUNDS, Scene, render
 from mindedit_core.scenes.sampling import draw_thing
-from train.common import Losses, Run, Schedule, arguments, fit, schedule_of, steps_before, warm
+from train.common import Losses, Run, Schedule, arguments, fit, run_folder, schedule_of, steps_before, warm
 from train.data import pictures, scenes, to_model, training_scene
 
 POOL = 16384  # pictures, 0.8 GB in memory
@@ -46,14 +46,6 @@ def build() -> AutoencoderDC:
         if type(module).__name__ == "ResBlock":
             nn.init.zeros_(module.norm.weight)
     nn.init.dirac_(model.encoder.conv_in.conv.weight)
-    return model
-
-
-def grown(smaller: AutoencoderDC | None) -> AutoencoderDC:
-    """The model that paints as `smaller` does: blocks that it lacks start as nothing at all."""
-    model = build()
-    if smaller is not None:
-        model.load_state_dict(smaller.state_dict(), strict=False)
     return model
 
 
@@ -119,10 +111,10 @@ def main() -> None:
                         add)
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
-    model = grown(warm(options, "autoencoder")).to(memory_format=torch.channels_last)
+    model = (warm(options, "autoencoder") or build()).to(memory_format=torch.channels_last)
     model.encoder.requires_grad_(not options.decoder_only)
     before = steps_before(options, "autoencoder")
-    run = Run(options.runs / "autoencoder", model, schedule)
+    run = Run(run_folder(options, "autoencoder"), model, schedule)
     model = fit(run, batches(schedule), losses(model), validate)
     score = validate(model)
     if not options.decoder_only:

@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel
 from mindedit_core.backbones.mini_tokenizer import save_tokenizer
 from mindedit_core.losses import contrastive_loss
 from mindedit_core.model_files import save_model
-from train.common import Losses, Run, Schedule, arguments, fit, on_device, schedule_of, steps_before, warm
+from train.common import Losses, Run, Schedule, arguments, fit, on_device, run_folder, schedule_of, steps_before, warm
 from train.data import pictures, scenes, slot_labels
 from train.facts import fact_ends, fact_labels, part, tokens, whole
 from train.slots import PARTS, SlotReader, reading_accuracy, reading_losses
@@ -109,7 +109,7 @@ def main() -> None:
     torch.manual_seed(schedule.seed)
     student = Student(warm(options, "clip") or build())
     before = steps_before(options, "clip")
-    run = Run(options.runs / "clip", student, schedule)
+    run = Run(run_folder(options, "clip"), student, schedule)
     student = fit(run, batches(schedule), losses(student), validate)
     score = validate(student)
     save_model(options.weights / "clip.safetensors", "clip", student.clip,

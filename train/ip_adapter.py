@@ -16,7 +16,7 @@ from mindedit_core.bridges.ip_adapter import IPAdapter
 from mindedit_core.checkpoint import save_checkpoint
 from mindedit_core.losses import epsilon_loss
 from mindedit_core.model_files import load_model
-from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, on_device, schedule_of, steps_before
+from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, on_device, run_folder, schedule_of, steps_before
 from train.latents import Cache, drawn, encode_chunk, known, latents
 from train.mind_edit import CLIP_SPACE, image_embeds, target_pixels
 from train.texts import TextStates
@@ -101,7 +101,7 @@ def main() -> None:
     cache = latents(options.runs, options.weights, options.count)
     adapter = start(options, unet)
     before = steps_before(options, "ip_adapter")
-    run = Run(options.runs / "ip_adapter", adapter, schedule)
+    run = Run(run_folder(options, "ip_adapter"), adapter, schedule)
     used = range(min(options.used, len(cache)))
     stream = batches(schedule, cache, embeddings(clip, len(used)))
     said = (text for number in used for text in (known(number).optimized, known(number).instruction))

@@ -31,9 +31,10 @@ from train.common import (
     arguments,
     fit,
     on_device,
-    quick_attention,
+    run_folder,
     schedule_of,
     steps_before,
+    use_plain_attention,
 )
 from train.data import to_model
 from train.lora import add_lora, pairs_of, take_pairs
@@ -51,7 +52,7 @@ class Student(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False)
-        quick_attention(model.model.language_model)
+        use_plain_attention(model.model.language_model)
         add_lora(model.model.language_model, RANK, ALPHA)
         self.head = VisionHead(model.config.text_config.hidden_size, CLIP_SPACE["dim"], width=512)
 
@@ -120,7 +121,7 @@ def main() -> None:
     def wrapped(model: nn.Module) -> LlavaOnevision:
         return LlavaOnevision(model, words, template="mini", mllm_id="mini")
 
-    run = Run(options.runs / "mind_edit", student, schedule)
+    run = Run(run_folder(options, "mind_edit"), student, schedule)
     student = fit(run, batches(schedule), losses(wrapped(student.model), student, clip),
                   lambda average: validate(wrapped(average.model), average, clip))
     save(options, student, schedule, before + run.step, validate(wrapped(student.model), student, clip))

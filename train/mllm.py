@@ -22,7 +22,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from mindedit_core.backbones.hf_vlm import IGNORED, pad
 from mindedit_core.backbones.llava_onevision import LlavaOnevision
-from mindedit_core.backbones.mini_config import mini_config
+from mindedit_core.backbones.mini_config import PATCH, TILE, mini_config
 from mindedit_core.backbones.mini_tokenizer import ASSISTANT, END, IMAGE, USER, save_tokenizer
 from mindedit_core.model_files import save_model
 from mindedit_core.scenes import Scene
@@ -33,9 +33,10 @@ from train.common import (
     arguments,
     fit,
     on_device,
-    quick_attention,
+    run_folder,
     schedule_of,
     steps_before,
+    use_plain_attention,
     warm,
 )
 from train.data import scenes
@@ -44,7 +45,9 @@ from train.tiles import tiles
 from train.words import tokenizer
 
 QUESTIONS = 6
-PATCHES = 36  # of the base view, which comes first among the image tokens
+SIDE = TILE // PATCH
+PATCHES = SIDE**2  # of the base view, which comes first among the image tokens
+IMAGE_TOKENS = 2 * PATCHES + SIDE  # base view and one tile, whose rows end in a newline
 PLACE_WEIGHT = 0.05
 
 
@@ -68,28 +71,28 @@ def ids(text: str) -> list[int]:
     return tokenizer()(text, add_special_tokens=False)["input_ids"]
 
 
-def encode(turns: list[Turn], image_tokens: int) -> tuple[list[int], list[int]]:
+def encode(turns: list[Turn]) -> tuple[list[int], list[int]]:
     """input_ids and labels of a dialogue; only answers and their end tokens are learnt."""
     rows, labels = [], []
     for number, (question, answer) in enumerate(turns):
-        prompt = f"{USER}{IMAGE * image_tokens if number == 0 else ''}{question}{ASSISTANT}"
+        prompt = f"{USER}{IMAGE * IMAGE_TOKENS if number == 0 else ''}{question}{ASSISTANT}"
         asked, said = ids(prompt), ids(answer + END)
         rows += asked + said
         labels += [IGNORED] * len(asked) + said
     return rows, labels
 
 
-def batches(schedule: Schedule, image_tokens: int):
+def batches(schedule: Schedule):
     def batch_of(step: int) -> dict:
         batch = scenes(schedule.seed + 3, step, schedule.batch_size)
         random = np.random.default_rng([schedule.seed, step, 3])
-        return asked(batch, [dialogue(scene, random, QUESTIONS) for scene in batch], image_tokens)
+        return asked(batch, [dialogue(scene, random, QUESTIONS) for scene in batch])
     return batch_of
 
 
-def asked(batch: list[Scene], dialogues: list[list[Turn]], image_tokens: int) -> dict:
+def asked(batch: list[Scene], dialogues: list[list[Turn]]) -> dict:
     """Pictures and their dialogues as tensors."""
-    encoded = [encode(turns, image_tokens) for turns in dialogues]
+    encoded = [encode(turns) for turns in dialogues]
     return {"pixel_values": tiles(batch), "input_ids": pad([row for row, _ in encoded], 0, "right"),
             "labels": pad([labels for _, labels in encoded], IGNORED, "right")}
 
@@ -118,11 +121,11 @@ def losses(mllm: LlavaOnevision, student: Student):
 
 
 @torch.no_grad()
-def exact(mllm: LlavaOnevision, batch: list[Scene], asks: Callable, image_tokens: int) -> tuple[float, float]:
+def exact(mllm: LlavaOnevision, batch: list[Scene], asks: Callable) -> tuple[float, float]:
     """Shares of questions of this sort, and of descriptions, answered exactly (greedy, teacher-forced)."""
     random = np.random.default_rng(5)
     turns = [[asks(scene, random), describe(scene)] for scene in batch]
-    inputs = on_device(asked(batch, turns, image_tokens))
+    inputs = on_device(asked(batch, turns))
     labels = inputs["labels"][:, 1:]
     logits, wanted = answer_logits(mllm, mllm.image_features(inputs["pixel_values"]), inputs)
     right = torch.ones_like(labels, dtype=torch.bool)
@@ -132,11 +135,11 @@ def exact(mllm: LlavaOnevision, batch: list[Scene], asks: Callable, image_tokens
     return (right | ~first).all(1).float().mean().item(), (right | first).all(1).float().mean().item()
 
 
-def validate(mllm: LlavaOnevision, image_tokens: int) -> dict[str, float]:
+def validate(mllm: LlavaOnevision) -> dict[str, float]:
     """On unseen scenes: references resolved from the picture, wishes imagined, scenes described."""
     batch = scenes(2**20, 0, 192)
-    reference, description = exact(mllm, batch, refer, image_tokens)
-    return {"reference": reference, "wish": exact(mllm, batch, imagine, image_tokens)[0], "description": description}
+    reference, description = exact(mllm, batch, refer)
+    return {"reference": reference, "wish": exact(mllm, batch, imagine)[0], "description": description}
 
 
 def main() -> None:
@@ -144,17 +147,17 @@ def main() -> None:
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
     model = warm(options, "mllm") or build(options.runs / "tower" / "siglip.pt")
-    quick_attention(model.model.language_model)
-    student, image_tokens = Student(model), 2 * PATCHES + 6
+    use_plain_attention(model.model.language_model)
+    student = Student(model)
 
     def wrapped(student: Student) -> LlavaOnevision:
         return LlavaOnevision(student.model, tokenizer(), template="mini", mllm_id="mini")
 
     before = steps_before(options, "mllm")
-    run = Run(options.runs / "mllm", student, schedule)
-    student = fit(run, batches(schedule, image_tokens), losses(wrapped(student), student),
-                  lambda average: validate(wrapped(average), image_tokens))
-    score = validate(wrapped(student), image_tokens)
+    run = Run(run_folder(options, "mllm"), student, schedule)
+    student = fit(run, batches(schedule), losses(wrapped(student), student),
+                  lambda average: validate(wrapped(average)))
+    score = validate(wrapped(student))
     save_model(options.weights / "mllm.safetensors", "mllm", student.model,
                {"recipe": "train.tower, train.mllm", "seed": schedule.seed, "steps": before + run.step,
                 "data": "scenes v1", "score": score})

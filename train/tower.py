@@ -54,11 +54,11 @@ def validate(tower: Tower) -> dict[str, float]:
 
 def main() -> None:
     options = arguments(__doc__, Schedule(steps=3500, learning_rate=1.5e-3, batch_size=64, ema=0.998))
+    if options.warm:
+        raise SystemExit("train.tower ships no file of its own to go on from; train.mllm --warm trains the tower on")
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
     tower = Tower()
-    if options.warm:
-        tower.siglip.load_state_dict(torch.load(options.runs / "tower" / "siglip.pt", weights_only=True))
     run = Run(options.runs / "tower", tower, schedule)
 
     def losses(batch: dict) -> Losses:

@@ -27,7 +27,7 @@ from mindedit_core.losses import epsilon_loss, min_snr_weight
 from mindedit_core.model_files import load_model, save_model
 from mindedit_core.painters.unet import UNetPainter
 from mindedit_core.scenes import OPERATIONS, judge_picture, sample
-from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, schedule_of, steps_before, warm
+from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, run_folder, schedule_of, steps_before, warm
 from train.facts import part, whole
 from train.latents import Cache, known, latents
 from train.texts import TextStates
@@ -100,9 +100,11 @@ def quick_attention(unet: nn.Module):
         return
     usual = unet.attn_processors
     unet.set_attn_processor(AttnProcessor())
-    with sdpa_kernel(SDPBackend.MATH):  # for the processors that others put in
-        yield
-    unet.set_attn_processor(usual)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):  # for the processors that others put in
+            yield
+    finally:
+        unet.set_attn_processor(usual)
 
 
 def losses(unet: nn.Module, texts: TextStates, painter: str):
@@ -159,7 +161,7 @@ def main() -> None:
     name = "unet" if options.painter == "img2img" else "unet_inpaint"
     unet = warm(options, name) or start(options).requires_grad_(True).train()
     before = steps_before(options, name)
-    run = Run(options.runs / name, unet, schedule)
+    run = Run(run_folder(options, name), unet, schedule)
     truth = (clip, load_model(options.weights / "autoencoder.safetensors").to(DEVICE),
              load_tokenizer(options.weights / "tokenizer.json"))
     texts = TextStates(clip, ["", *(known(number).optimized for number in range(options.count))])

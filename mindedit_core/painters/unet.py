@@ -237,7 +237,7 @@ class UNetPainter:
 
             if spatial is None and mask is not None:
                 small = soft_latent_mask(pad_to_multiple(mask, self.factor)[0], latents.shape[2:]).to(latents)
-                return euler(held_to_mask(denoise, small, latents, noise), sample, sigmas, on_step, should_stop)
+                denoise = held_to_mask(denoise, small, latents, noise)
             return euler(denoise, sample, sigmas, on_step, should_stop)
 
     def _denoise(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mindedit_core import edit, load_system
-from mindedit_core.checkpoint import load_tensors, read_metadata
+from mindedit_core.checkpoint import load_tensors, read_metadata, save_checkpoint
 from mindedit_core.model_files import MINI_FILES
 from mindedit_core.scenes import sample
 from train import autoencoder, unet
@@ -58,11 +58,13 @@ WARM = [step for step in CHAIN if step[0] != "tower"]
 
 @pytest.mark.parametrize("step", WARM, ids="-".join)
 def test_warm_goes_on_from_the_shipped_file(mini, recipe, step):
-    """At next to no learning rate the second stage keeps the numbers of the first, and counts its steps too."""
+    """At next to no learning rate the second stage keeps what it finds, which no first stage left, and counts on."""
     name = {"unet --painter inpaint": "unet_inpaint"}.get(" ".join(step[:3]), step[0])
     path = mini / f"{name}.safetensors"
-    before = load_tensors(path)
+    metadata, shipped = read_metadata(path), load_tensors(path)
+    before = {key: tensor if key.endswith("alpha") else 1.01 * tensor for key, tensor in shipped.items()}
+    save_checkpoint(path, before, metadata)
     recipe(*step, "--warm", "--learning-rate", "1e-9", "--weight-decay", "0.0")
     after = load_tensors(path)
     assert before.keys() == after.keys() and read_metadata(path)["steps"] == 4
-    assert all(torch.allclose(before[key], after[key], atol=1e-3) for key in before)
+    assert all(torch.allclose(before[key], after[key], rtol=2e-3, atol=1e-6) for key in before)

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPConfig, CLIPModel
 
 from mindedit_core.backbones.lora import merge
 from mindedit_core.scenes import KINDS, PLACES, Scene, Thing, caption, instructions, sample
 from mindedit_core.scenes.grammar import changed_slots, say
 from train import facts, latents, lora, pairs, questions, slots, tiles, unet
 from train.data import slot_labels, training_scene
+from train.texts import TextStates
 from train.words import corpus, tokenizer
 
 SCENE = Scene("snow", (Thing(0, "cat", "red", "small"), Thing(4, "tree", "blue", "large")))
@@ -141,6 +143,11 @@ def test_rough_masks_cover_the_edit():
         assert (latents.rough_mask(item, number) >= item.mask).all()
 
 
+def tiny_clip() -> CLIPConfig:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return CLIPConfig(text_config={**sizes, "vocab_size": len(tokenizer())}, vision_config={**sizes, "image_size": 32})
+
+
 class Halver(nn.Module):
     """An autoencoder's interface: latents are means over 16 px."""
 
@@ -161,3 +168,25 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(tmp_path, monkeypatch):
     whole, cut = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "cut"))
     assert whole["target"].shape == (6, 16, 8, 8) and whole["mask"].max() == 1
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_kept_texts_are_those_that_are_encoded_anew():
+    clip = CLIPModel(tiny_clip()).eval()
+    said = ["small red cat at middle", "", "nothing at top left", "small red cat at middle"]
+    kept, anew = TextStates(clip, said[:2])(said), TextStates(clip, [])(said)
+    assert torch.equal(kept[0], kept[3]) and not torch.allclose(kept[0], kept[2])
+    torch.testing.assert_close(kept, anew, atol=2e-2, rtol=0)  # fp16, after bf16
+
+
+def test_quick_attention_is_the_usual_one_and_leaves_no_trace():
+    torch.manual_seed(0)
+    model = unet.build(16).eval()
+    usual, inputs = model.attn_processors, (torch.randn(2, 16, 8, 8), 500, torch.randn(2, 77, 192))
+    with torch.no_grad():
+        expected = model(*inputs).sample
+        with unet.quick_attention(model):
+            torch.testing.assert_close(model(*inputs).sample, expected, atol=1e-5, rtol=0)
+            assert model.attn_processors.keys() == usual.keys() and model.attn_processors != usual
+    with pytest.raises(KeyError), unet.quick_attention(model):
+        raise KeyError
+    assert model.attn_processors == usual
