@@ -4,7 +4,8 @@
     python -m train.unet --painter img2img --steps 6000     # whichever comes second starts from the first
     measured after 3600 steps: 67 % of unseen edits right with the true mask and T_opt (inpaint); the aim is 80 %
 
-Epsilon prediction on SD1.5's noise schedule, min-SNR weights (Hang et al. 2023, gamma 5), text dropped one time in ten.
+Epsilon prediction on SD1.5's noise schedule, weighted as EDM weights pictures (`losses.edm_weight`), text dropped one
+time in ten.
 The img2img painter learns whole scenes, parts of scenes, and T_opt; the inpainting one T_opt and whole scenes.
 """
 
@@ -23,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mindedit_core.backbones.mini_tokenizer import load_tokenizer
 from mindedit_core.contracts import Condition, PaintSettings, Plan
-from mindedit_core.losses import epsilon_loss, min_snr_weight
+from mindedit_core.losses import edm_weight, epsilon_loss
 from mindedit_core.model_files import load_model, save_model
 from mindedit_core.painters.unet import UNetPainter
 from mindedit_core.scenes import OPERATIONS, judge_picture, sample
@@ -89,7 +90,7 @@ def batches(schedule: Schedule, cache: Cache, painter: str):
 
 
 def weight(timesteps: Tensor) -> Tensor:
-    return min_snr_weight(NOISE.alphas_cumprod, timesteps, GAMMA)
+    return edm_weight(NOISE.alphas_cumprod, timesteps, GAMMA)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mindedit_core.losses import contrastive_loss, epsilon_loss, insight_loss, min_snr_weight
+from mindedit_core.losses import contrastive_loss, edm_weight, epsilon_loss, insight_loss, min_snr_weight
 
 
 def test_epsilon_loss_is_the_mean_square_and_weights_are_per_sample(generator):
@@ -25,6 +25,19 @@ def test_min_snr_weight_caps_the_easy_steps_only():
     expected = torch.minimum(snr, torch.tensor(5.0)) / snr
     weight = min_snr_weight(scheduler.alphas_cumprod, timesteps)
     assert torch.allclose(weight, expected, rtol=1e-5) and weight[0] < 0.01 and weight[-1] == 1
+
+
+def test_edm_weight_is_edms_in_the_middle_and_bounded_at_both_ends():
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    timesteps = torch.tensor([20, 300, 500, 800, 999])
+    alphas = scheduler.alphas_cumprod[timesteps]
+    sigma = ((1 - alphas) / alphas).sqrt()
+    of_the_picture = (sigma**2 + 1) / sigma**2  # Karras et al. 2022, table 1, data of unit variance
+    weight = edm_weight(scheduler.alphas_cumprod, timesteps)
+    assert torch.allclose(weight[1:4], (of_the_picture * sigma**2)[1:4], rtol=1e-5)  # picture error = sigma * noise error
+    assert weight[0] < 0.5 and weight[-1] == 51
 
 
 def test_insight_loss_is_zero_only_at_the_target_and_does_not_depend_on_the_unit(generator):
