@@ -31,7 +31,7 @@ def edm_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float = 5.0, mo
     """(min(SNR, gamma) + 1) / SNR, float[B]: EDM's weight (arXiv 2206.00364, table 1) with Min-SNR's cap, for epsilon.
 
     A picture's content is settled at high noise, where the error of the noise is SNR times that of the picture: left
-    unweighted, those steps hardly count, and the text that only they need is hardly learnt. most bounds the term 1 / SNR.
+    unweighted, those steps hardly count, and the text that only they need is hardly learnt. most: a bound on 1 / SNR.
     """
     signal = alphas_cumprod.to(timesteps.device)[timesteps].float()
     return min_snr_weight(alphas_cumprod, timesteps, gamma) + ((1.0 - signal) / signal).clamp(max=most)

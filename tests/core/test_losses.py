@@ -36,7 +36,7 @@ def test_edm_weight_is_edms_in_the_middle_and_bounded_at_both_ends():
     sigma = ((1 - alphas) / alphas).sqrt()
     of_the_picture = (sigma**2 + 1) / sigma**2  # Karras et al. 2022, table 1, data of unit variance
     weight = edm_weight(scheduler.alphas_cumprod, timesteps)
-    assert torch.allclose(weight[1:4], (of_the_picture * sigma**2)[1:4], rtol=1e-5)  # picture error = sigma * noise error
+    assert torch.allclose(weight[1:4], (of_the_picture * sigma**2)[1:4], rtol=1e-5)  # x0 error = sigma * its error
     assert weight[0] < 0.5 and weight[-1] == 51
 
 
