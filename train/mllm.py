@@ -4,9 +4,10 @@
     measured: 78 % of references and 78 % of wishes exact on unseen scenes, 98 % of descriptions, and rising
 
 Every sample is a dialogue about one picture: its description and six questions (what is where, what is beside what,
-which thing a phrase means, where a wish would change the picture and what it would leave there). A head that is thrown
-away asks every image token where it lies: the tower is taught what is in its patches, not where they are. No target
-picture and no T_opt is seen here; those are learnt by LoRA and VisionHead in train.mind_edit.
+which thing a phrase means, where a wish would change the picture and what it would leave there). Heads that are thrown
+away ask every image token where it lies and what it is part of: train.tower teaches neither to single tokens, and a
+word finds its thing only by tokens that tell. No target picture and no T_opt is seen here; those are learnt by LoRA and
+VisionHead in train.mind_edit.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
@@ -39,8 +41,9 @@ from train.common import (
     use_plain_attention,
     warm,
 )
-from train.data import scenes
+from train.data import scenes, slot_labels
 from train.questions import Turn, describe, dialogue, imagine, refer
+from train.slots import PARTS, SlotReader, reading_losses
 from train.tiles import tiles
 from train.words import tokenizer
 
@@ -48,16 +51,24 @@ QUESTIONS = 6
 SIDE = TILE // PATCH
 PATCHES = SIDE**2  # of the base view, which comes first among the image tokens
 IMAGE_TOKENS = 2 * PATCHES + SIDE  # base view and one tile, whose rows end in a newline
-PLACE_WEIGHT = 0.05
+PLACE_WEIGHT, THING_WEIGHT = 0.05, 0.1
 
 
 class Student(nn.Module):
-    """The MLLM, and the head that asks its image tokens for their place."""
+    """The MLLM, and the heads that ask its image tokens for their place and for the thing that they show."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.place = nn.Linear(model.config.text_config.hidden_size, PATCHES)
+        width = model.config.text_config.hidden_size
+        self.place, self.reader = nn.Linear(width, PATCHES), SlotReader(width)
+
+    def token_losses(self, tokens: Tensor, labels: dict[str, Tensor]) -> Losses:
+        """tokens: float[B, 36, D]; labels: as `patch_labels` gives them."""
+        lies = torch.arange(PATCHES, device=tokens.device).repeat(len(tokens))
+        thing = sum(reading_losses(self.reader(tokens, tokens.mean(1)), labels).values())
+        place = F.cross_entropy(self.place(tokens).float().flatten(0, 1), lies)
+        return {"place": PLACE_WEIGHT * place, "thing": THING_WEIGHT * thing}
 
 
 def build(tower: Path) -> LlavaOnevisionForConditionalGeneration:
@@ -90,11 +101,24 @@ def batches(schedule: Schedule):
     return batch_of
 
 
+def patch_labels(batch: list[Scene]) -> dict[str, Tensor]:
+    """`slot_labels` for every patch of the tower, two by two of which see a slot: int[B, 36]; background int[B]."""
+    labels = slot_labels(batch)
+    patches = {name: repeat(labels[name], "b (h w) -> b (h i w j)", h=3, i=2, j=2) for name in PARTS}
+    return {**patches, "background": labels["background"]}
+
+
+def by_view(features: Tensor) -> Tensor:
+    """Image tokens of both views, the rows' newlines left out: float[B, 78, D] -> float[2 B, 36, D]."""
+    rows = rearrange(features[:, PATCHES:], "b (h w) d -> b h w d", h=SIDE)
+    return torch.cat([features[:, :PATCHES], rearrange(rows[:, :, :SIDE], "b h w d -> b (h w) d")])
+
+
 def asked(batch: list[Scene], dialogues: list[list[Turn]]) -> dict:
     """Pictures and their dialogues as tensors."""
     encoded = [encode(turns) for turns in dialogues]
     return {"pixel_values": tiles(batch), "input_ids": pad([row for row, _ in encoded], 0, "right"),
-            "labels": pad([labels for _, labels in encoded], IGNORED, "right")}
+            "labels": pad([labels for _, labels in encoded], IGNORED, "right"), "things": patch_labels(batch)}
 
 
 def answer_logits(mllm: LlavaOnevision, features: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
@@ -113,10 +137,9 @@ def losses(mllm: LlavaOnevision, student: Student):
     def compute(batch: dict) -> Losses:
         features = mllm.image_features(batch["pixel_values"])
         logits, wanted = answer_logits(mllm, features, batch)
-        said = student.place(features[:, :PATCHES]).float()
-        lies = torch.arange(PATCHES, device=said.device).repeat(len(said))
+        things = {name: torch.cat([value, value]) for name, value in batch["things"].items()}
         return {"answer": F.cross_entropy(logits.float(), wanted),
-                "place": PLACE_WEIGHT * F.cross_entropy(said.flatten(0, 1), lies)}
+                **student.token_losses(by_view(features), things)}
     return compute
 
 
