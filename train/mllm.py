@@ -3,11 +3,11 @@
     python -m train.mllm --steps 8000                # about 2.5 hours on one core of a small CPU
     measured: 78 % of references and 78 % of wishes exact on unseen scenes, 98 % of descriptions, and rising
 
-Every sample is a dialogue about one picture: its description and six questions (what is where, what is beside what,
-which thing a phrase means, where a wish would change the picture and what it would leave there). Heads that are thrown
-away ask every image token where it lies and what it is part of: train.tower teaches neither to single tokens, and a
-word finds its thing only by tokens that tell. No target picture and no T_opt is seen here; those are learnt by LoRA and
-VisionHead in train.mind_edit.
+Every sample is a dialogue about one picture: its description and ten questions (what is where, what is beside what,
+which thing a phrase means, where it lies, where a wish would change the picture and what it would leave there). Heads
+that are thrown away ask every image token where it lies and what it is part of: train.tower teaches neither to single
+tokens, and a word finds its thing only by tokens that tell. No target picture and no T_opt is seen here; those are
+learnt by LoRA and VisionHead in train.mind_edit.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from train.common import (
     warm,
 )
 from train.data import scenes, slot_labels
-from train.questions import Turn, describe, dialogue, imagine, refer
+from train.questions import Turn, describe, dialogue, imagine, locate, refer
 from train.slots import PARTS, SlotReader, reading_losses
 from train.tiles import tiles
 from train.words import tokenizer
 
-QUESTIONS = 6
+QUESTIONS = 10
 SIDE = TILE // PATCH
 PATCHES = SIDE**2  # of the base view, which comes first among the image tokens
 IMAGE_TOKENS = 2 * PATCHES + SIDE  # base view and one tile, whose rows end in a newline
@@ -159,10 +159,11 @@ def exact(mllm: LlavaOnevision, batch: list[Scene], asks: Callable) -> tuple[flo
 
 
 def validate(mllm: LlavaOnevision) -> dict[str, float]:
-    """On unseen scenes: references resolved from the picture, wishes imagined, scenes described."""
+    """On unseen scenes: references resolved from the picture, things located, wishes imagined, scenes described."""
     batch = scenes(2**20, 0, 192)
     reference, description = exact(mllm, batch, refer)
-    return {"reference": reference, "wish": exact(mllm, batch, imagine)[0], "description": description}
+    return {"reference": reference, "place": exact(mllm, batch, locate)[0], "wish": exact(mllm, batch, imagine)[0],
+            "description": description}
 
 
 def main() -> None:

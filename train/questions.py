@@ -41,6 +41,21 @@ def refer(scene: Scene, random: np.random.Generator) -> Turn:
     return f"where is {phrases[random.integers(len(phrases))]}", answer(thing.slot, thing)
 
 
+def locate(scene: Scene, random: np.random.Generator) -> Turn:
+    """The bare place of what a phrase means, half the time a kind alone.
+
+    `refer` answers with size and colour before the place, and from these the place can be told without the phrase.
+    """
+    marks = landmarks(scene)
+    if marks and random.random() < 0.5:
+        slot = list(marks)[random.integers(len(marks))]
+        return f"{marks[slot]} is at the", PLACES[slot]
+    thing = any_thing(scene, random)
+    phrases = references(scene, thing)
+    phrase = phrases[random.integers(min(1, len(phrases) - 1), len(phrases))]  # the first one says the place itself
+    return f"{phrase} is at the", PLACES[thing.slot]
+
+
 def imagine(scene: Scene, random: np.random.Generator) -> Turn:
     """Where a wish would change the picture, or what it would leave at a place: what its words mean is learnt here."""
     drawn = draw_edit(random, scene, str(random.choice(list(OPERATIONS))))
@@ -48,7 +63,7 @@ def imagine(scene: Scene, random: np.random.Generator) -> Turn:
         return refer(scene, random)
     wish, after = drawn
     slots = changed_slots(scene, after)
-    if random.random() < 0.4:
+    if random.random() < 0.6:
         return f"{wish}, where is the change", ", ".join(PLACES[slot] for slot in slots) or "background"
     if not slots or random.random() < 0.1:
         return f"{wish}, then what is the background", f"{after.background} background"
@@ -65,11 +80,11 @@ def any_thing(scene: Scene, random: np.random.Generator) -> Thing:
 
 
 def dialogue(scene: Scene, random: np.random.Generator, questions: int) -> list[Turn]:
-    """Questions of every sort, most of them about wishes; the description anywhere among them.
+    """Questions of every sort, most of them about places and wishes; the description anywhere among them.
 
     What is asked before it has to be read off the picture, what is asked after it may be looked up there.
     """
-    sorts = (at_place, beside, refer, refer, *[imagine] * 6)
+    sorts = (at_place, beside, refer, *[locate] * 4, *[imagine] * 5)
     turns = [sorts[random.integers(len(sorts))](scene, random) for _ in range(questions)]
     turns.insert(int(random.integers(questions + 1)), describe(scene))
     return turns

@@ -10,6 +10,7 @@ from mindedit_core.backbones.llava_onevision import LlavaOnevision
 from mindedit_core.backbones.lora import merge
 from mindedit_core.backbones.mini_config import mini_config
 from mindedit_core.scenes import BACKGROUNDS, KINDS, PLACES, Scene, Thing, caption, instructions, sample
+from mindedit_core.scenes.edits import references
 from mindedit_core.scenes.grammar import changed_slots, say
 from train import facts, latents, lora, mllm, pairs, questions, slots, tiles, unet
 from train.data import slot_labels, training_scene
@@ -66,6 +67,14 @@ def test_questions_about_the_picture_have_their_answer_in_the_description():
         for _ in range(30):
             question, answer = asks(SCENE, random)
             assert question and (answer in caption(SCENE) or answer.startswith("nothing at "))
+
+
+def test_things_are_located_where_they_lie():
+    random = np.random.default_rng(4)
+    places = {phrase: PLACES[thing.slot] for thing in SCENE.things for phrase in references(SCENE, thing)}
+    asked = [questions.locate(SCENE, random) for _ in range(60)]
+    assert all(answer == places[question.removesuffix(" is at the")] for question, answer in asked)
+    assert {"the cat", "the tree"} <= {question.removesuffix(" is at the") for question, _ in asked}
 
 
 def test_an_imagined_wish_says_what_the_enumerated_edit_leaves():
