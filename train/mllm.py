@@ -4,10 +4,9 @@
     measured: 78 % of references and 78 % of wishes exact on unseen scenes, 98 % of descriptions, and rising
 
 Every sample is a dialogue about one picture: its description and ten questions (what is where, what is beside what,
-which thing a phrase means, where it lies, where a wish would change the picture and what it would leave there). Heads
-that are thrown away ask every image token where it lies and what it is part of: train.tower teaches neither to single
-tokens, and a word finds its thing only by tokens that tell. No target picture and no T_opt is seen here; those are
-learnt by LoRA and VisionHead in train.mind_edit.
+which thing a phrase means, where it lies, where a wish would change the picture and what it would leave there). Image
+tokens are asked where they lie and what they are part of, and words are told where to look (train.image_tokens). No
+target picture and no T_opt is seen here; those are learnt by LoRA and VisionHead in train.mind_edit.
 """
 
 from __future__ import annotations
@@ -18,13 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
 from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from mindedit_core.backbones.hf_vlm import IGNORED, pad
 from mindedit_core.backbones.llava_onevision import LlavaOnevision
-from mindedit_core.backbones.mini_config import PATCH, TILE, mini_config
+from mindedit_core.backbones.mini_config import mini_config
 from mindedit_core.backbones.mini_tokenizer import ASSISTANT, END, IMAGE, USER, save_tokenizer
 from mindedit_core.model_files import save_model
 from mindedit_core.scenes import Scene
@@ -38,37 +36,31 @@ from train.common import (
     run_folder,
     schedule_of,
     steps_before,
-    use_plain_attention,
     warm,
 )
-from train.data import scenes, slot_labels
+from train.data import scenes
+from train.image_tokens import IMAGE_TOKENS, PATCHES, by_view, look_loss, meant_slots, patch_labels, word_loss
 from train.questions import Turn, describe, dialogue, imagine, locate, refer
-from train.slots import PARTS, SlotReader, reading_losses
 from train.tiles import tiles
 from train.words import tokenizer
 
 QUESTIONS = 10
-SIDE = TILE // PATCH
-PATCHES = SIDE**2  # of the base view, which comes first among the image tokens
-IMAGE_TOKENS = 2 * PATCHES + SIDE  # base view and one tile, whose rows end in a newline
-PLACE_WEIGHT, THING_WEIGHT = 0.05, 0.1
+PLACE_WEIGHT, WORD_WEIGHT, LOOK_WEIGHT = 0.05, 0.1, 0.2
+LOOKS, HEADS = 1, 2  # this layer's first heads learn to look at what a word means
 
 
 class Student(nn.Module):
-    """The MLLM, and the heads that ask its image tokens for their place and for the thing that they show."""
+    """The MLLM, and the head that asks its image tokens for their place."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        width = model.config.text_config.hidden_size
-        self.place, self.reader = nn.Linear(width, PATCHES), SlotReader(width)
+        self.place = nn.Linear(model.config.text_config.hidden_size, PATCHES)
 
-    def token_losses(self, tokens: Tensor, labels: dict[str, Tensor]) -> Losses:
-        """tokens: float[B, 36, D]; labels: as `patch_labels` gives them."""
-        lies = torch.arange(PATCHES, device=tokens.device).repeat(len(tokens))
-        thing = sum(reading_losses(self.reader(tokens, tokens.mean(1)), labels).values())
-        place = F.cross_entropy(self.place(tokens).float().flatten(0, 1), lies)
-        return {"place": PLACE_WEIGHT * place, "thing": THING_WEIGHT * thing}
+    def place_loss(self, patches: Tensor) -> Tensor:
+        """patches: float[2 B, 36, D]"""
+        lies = torch.arange(PATCHES, device=patches.device).repeat(len(patches))
+        return F.cross_entropy(self.place(patches).float().flatten(0, 1), lies)
 
 
 def build(tower: Path) -> LlavaOnevisionForConditionalGeneration:
@@ -101,45 +93,46 @@ def batches(schedule: Schedule):
     return batch_of
 
 
-def patch_labels(batch: list[Scene]) -> dict[str, Tensor]:
-    """`slot_labels` for every patch of the tower, two by two of which see a slot: int[B, 36]; background int[B]."""
-    labels = slot_labels(batch)
-    patches = {name: repeat(labels[name], "b (h w) -> b (h i w j)", h=3, i=2, j=2) for name in PARTS}
-    return {**patches, "background": labels["background"]}
-
-
-def by_view(features: Tensor) -> Tensor:
-    """Image tokens of both views, the rows' newlines left out: float[B, 78, D] -> float[2 B, 36, D]."""
-    rows = rearrange(features[:, PATCHES:], "b (h w) d -> b h w d", h=SIDE)
-    return torch.cat([features[:, :PATCHES], rearrange(rows[:, :, :SIDE], "b h w d -> b (h w) d")])
-
-
 def asked(batch: list[Scene], dialogues: list[list[Turn]]) -> dict:
     """Pictures and their dialogues as tensors."""
     encoded = [encode(turns) for turns in dialogues]
-    return {"pixel_values": tiles(batch), "input_ids": pad([row for row, _ in encoded], 0, "right"),
-            "labels": pad([labels for _, labels in encoded], IGNORED, "right"), "things": patch_labels(batch)}
+    input_ids = pad([row for row, _ in encoded], 0, "right")
+    return {"pixel_values": tiles(batch), "input_ids": input_ids, "things": patch_labels(batch),
+            "labels": pad([labels for _, labels in encoded], IGNORED, "right"),
+            "meant": meant_slots(input_ids, batch)}
 
 
-def answer_logits(mllm: LlavaOnevision, features: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
-    """Logits and labels of the answer tokens alone: float[N, V], int[N]. features: float[B, image tokens, D]"""
+def read(mllm: LlavaOnevision, features: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Last states float[B, L, D], and how much each token looks at the image tokens, float[B, L, 78].
+
+    features: float[B, 78, D]
+    """
     model = mllm.model
-    embeds = model.get_input_embeddings()(batch["input_ids"])
-    places = (batch["input_ids"] == model.config.image_token_id).unsqueeze(-1)
-    embeds = embeds.masked_scatter(places, features.to(embeds))
-    hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-    wanted = batch["labels"][:, 1:]
-    learnt = wanted != IGNORED
-    return model.lm_head(hidden[:, :-1][learnt]), wanted[learnt]
+    embeds = model.get_input_embeddings()(input_ids)
+    places = input_ids == model.config.image_token_id
+    embeds = embeds.masked_scatter(places.unsqueeze(-1), features.to(embeds))
+    out = model.model.language_model(inputs_embeds=embeds, use_cache=False, output_attentions=True)
+    first = int(places[0].int().argmax())  # the same in every row: a dialogue begins with its picture
+    looks = out.attentions[LOOKS][:, :HEADS, :, first:first + IMAGE_TOKENS].mean(1)
+    return out.last_hidden_state, looks
+
+
+def answer_logits(mllm: LlavaOnevision, hidden_states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and labels of the answer tokens alone: float[N, V], int[N]."""
+    learnt = labels[:, 1:] != IGNORED
+    return mllm.model.lm_head(hidden_states[:, :-1][learnt]), labels[:, 1:][learnt]
 
 
 def losses(mllm: LlavaOnevision, student: Student):
     def compute(batch: dict) -> Losses:
         features = mllm.image_features(batch["pixel_values"])
-        logits, wanted = answer_logits(mllm, features, batch)
-        things = {name: torch.cat([value, value]) for name, value in batch["things"].items()}
+        hidden_states, looks = read(mllm, features, batch["input_ids"])
+        logits, wanted = answer_logits(mllm, hidden_states, batch["labels"])
+        patches, words = by_view(features), mllm.model.get_input_embeddings().weight
         return {"answer": F.cross_entropy(logits.float(), wanted),
-                **student.token_losses(by_view(features), things)}
+                "place": PLACE_WEIGHT * student.place_loss(patches),
+                "word": WORD_WEIGHT * word_loss(patches, words, batch["things"]),
+                "look": LOOK_WEIGHT * look_loss(looks, batch["meant"])}
     return compute
 
 
@@ -150,7 +143,8 @@ def exact(mllm: LlavaOnevision, batch: list[Scene], asks: Callable) -> tuple[flo
     turns = [[asks(scene, random), describe(scene)] for scene in batch]
     inputs = on_device(asked(batch, turns))
     labels = inputs["labels"][:, 1:]
-    logits, wanted = answer_logits(mllm, mllm.image_features(inputs["pixel_values"]), inputs)
+    hidden_states, _ = read(mllm, mllm.image_features(inputs["pixel_values"]), inputs["input_ids"])
+    logits, wanted = answer_logits(mllm, hidden_states, inputs["labels"])
     right = torch.ones_like(labels, dtype=torch.bool)
     right[labels != IGNORED] = logits.argmax(-1) == wanted
     lengths = torch.tensor([len(ids(turn[0][1] + END)) for turn in turns], device=labels.device)
@@ -171,7 +165,7 @@ def main() -> None:
     schedule = schedule_of(options)
     torch.manual_seed(schedule.seed)
     model = warm(options, "mllm") or build(options.runs / "tower" / "siglip.pt")
-    use_plain_attention(model.model.language_model)
+    model.model.language_model.config._attn_implementation = "eager"  # the one that shows where it looks
     student = Student(model)
 
     def wrapped(student: Student) -> LlavaOnevision:

@@ -6,13 +6,11 @@ import torch
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
-from mindedit_core.backbones.llava_onevision import LlavaOnevision
 from mindedit_core.backbones.lora import merge
-from mindedit_core.backbones.mini_config import mini_config
-from mindedit_core.scenes import BACKGROUNDS, KINDS, PLACES, Scene, Thing, caption, instructions, sample
+from mindedit_core.scenes import KINDS, PLACES, Scene, Thing, caption, instructions, sample
 from mindedit_core.scenes.edits import references
 from mindedit_core.scenes.grammar import changed_slots, say
-from train import facts, latents, lora, mllm, pairs, questions, slots, tiles, unet
+from train import facts, latents, lora, pairs, questions, slots, tiles, unet
 from train.data import slot_labels, training_scene
 from train.texts import TextStates
 from train.words import corpus, tokenizer
@@ -119,26 +117,6 @@ def test_tiles_equal_the_image_processors_view():
     images = torch.from_numpy(render(SCENE))[None]
     ours, theirs = tiles.tiles([SCENE]), single_view(images.numpy(), mini_config(tokenizer()))
     assert torch.allclose(ours, theirs, atol=1e-6)
-
-
-def test_patches_are_labelled_by_the_slot_they_see():
-    labels = mllm.patch_labels([SCENE])
-    kinds = labels["kind"].reshape(6, 6)
-    assert (kinds[:2, :2] == KINDS.index("cat")).all() and (kinds[2:4, 2:4] == KINDS.index("tree")).all()
-    assert int((kinds == len(KINDS)).sum()) == 36 - 8 and labels["background"].tolist() == [BACKGROUNDS.index("snow")]
-
-
-def test_image_tokens_part_into_the_towers_patches():
-    """Against LLaVA-OneVision's own packing: of its newlines nothing is left, and both views of one tile are equal."""
-    model = LlavaOnevision(mllm.LlavaOnevisionForConditionalGeneration(mini_config(tokenizer())).eval(), tokenizer(),
-                           template="mini", mllm_id="mini")
-    with torch.no_grad():
-        features = model.image_features(tiles.tiles([SCENE, SCENE]))
-        base, tile = mllm.by_view(features).chunk(2)
-    assert features.shape[1] == mllm.IMAGE_TOKENS and base.shape == (2, 36, features.shape[2])
-    assert torch.allclose(base, tile, atol=1e-5)
-    newline = model.model.model.image_newline
-    assert (features == newline).all(-1).sum() == 12 and not (torch.cat([base, tile]) == newline).all(-1).any()
 
 
 def test_lora_starts_as_nothing_and_equals_its_merge():
