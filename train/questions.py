@@ -36,24 +36,28 @@ def beside(scene: Scene, random: np.random.Generator) -> Turn:
 
 def refer(scene: Scene, random: np.random.Generator) -> Turn:
     """Which thing a phrase means."""
-    thing = any_thing(scene, random)
-    phrases = references(scene, thing)
-    return f"where is {phrases[random.integers(len(phrases))]}", answer(thing.slot, thing)
+    thing, phrase = meant(scene, random)
+    return f"where is {phrase}", answer(thing.slot, thing)
 
 
 def locate(scene: Scene, random: np.random.Generator) -> Turn:
-    """The bare place of what a phrase means, half the time a kind alone.
+    """The bare place of what a phrase means.
 
     `refer` answers with size and colour before the place, and from these the place can be told without the phrase.
     """
+    thing, phrase = meant(scene, random)
+    return f"{phrase} is at the", PLACES[thing.slot]
+
+
+def meant(scene: Scene, random: np.random.Generator) -> tuple[Thing, str]:
+    """A thing and a phrase for it: half the time its kind alone, and its place only where nothing else tells it."""
     marks = landmarks(scene)
     if marks and random.random() < 0.5:
         slot = list(marks)[random.integers(len(marks))]
-        return f"{marks[slot]} is at the", PLACES[slot]
+        return scene.at(slot), marks[slot]
     thing = any_thing(scene, random)
-    phrases = references(scene, thing)
-    phrase = phrases[random.integers(min(1, len(phrases) - 1), len(phrases))]  # the first one says the place itself
-    return f"{phrase} is at the", PLACES[thing.slot]
+    phrases = references(scene, thing)  # the first one says the place
+    return thing, phrases[random.integers(min(1, len(phrases) - 1), len(phrases))]
 
 
 def imagine(scene: Scene, random: np.random.Generator) -> Turn:
@@ -63,7 +67,7 @@ def imagine(scene: Scene, random: np.random.Generator) -> Turn:
         return refer(scene, random)
     wish, after = drawn
     slots = changed_slots(scene, after)
-    if random.random() < 0.6:
+    if random.random() < 0.4:
         return f"{wish}, where is the change", ", ".join(PLACES[slot] for slot in slots) or "background"
     if not slots or random.random() < 0.1:
         return f"{wish}, then what is the background", f"{after.background} background"
@@ -80,11 +84,11 @@ def any_thing(scene: Scene, random: np.random.Generator) -> Thing:
 
 
 def dialogue(scene: Scene, random: np.random.Generator, questions: int) -> list[Turn]:
-    """Questions of every sort, most of them about places and wishes; the description anywhere among them.
+    """Questions of every sort, most of them about phrases and wishes; the description anywhere among them.
 
     What is asked before it has to be read off the picture, what is asked after it may be looked up there.
     """
-    sorts = (at_place, beside, refer, *[locate] * 4, *[imagine] * 5)
+    sorts = (at_place, beside, locate, *[refer] * 3, *[imagine] * 5)
     turns = [sorts[random.integers(len(sorts))](scene, random) for _ in range(questions)]
     turns.insert(int(random.integers(questions + 1)), describe(scene))
     return turns
