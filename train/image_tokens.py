@@ -17,6 +17,7 @@ from mindedit_core.backbones.mini_config import PATCH, TILE
 from mindedit_core.scenes import COLOURS, KINDS, SIZES, Scene
 from mindedit_core.scenes.edits import landmarks
 from train.data import slot_labels
+from train.slots import reading_losses
 from train.words import tokenizer
 
 SIDE = TILE // PATCH
@@ -49,12 +50,9 @@ def word_loss(patches: Tensor, embedding: Tensor, labels: dict[str, Tensor]) -> 
 
     patches: float[2 B, 36, D] of `by_view`;  embedding: float[V, D], the model's own;  labels: int[B, 36] each
     """
-    total = patches.new_zeros((), dtype=torch.float32)
-    for name, words in WORDS.items():
-        logits = patches.float() @ embedding[[word_id(word) for word in words]].float().T
-        wanted = torch.cat([labels[name], labels[name]])
-        total = total + F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=UNSAID)
-    return total
+    logits = {name: patches.float() @ embedding[[word_id(word) for word in words]].float().T
+              for name, words in WORDS.items()}
+    return sum(reading_losses(logits, {name: torch.cat([labels[name], labels[name]]) for name in WORDS}).values())
 
 
 def meant_slots(input_ids: Tensor, batch: list[Scene]) -> Tensor:
