@@ -180,13 +180,13 @@ def by_operation(scores: Scores, items: Sequence[Sample]) -> dict[str, dict]:
     return table
 
 
-def differences(found: dict[str, Scores]) -> dict[str, dict]:
-    """full minus each ablation on the same samples; `ahead` only where the interval excludes 0."""
+def differences(found: dict[str, Scores], variant: str = "full", others: Sequence[str] = ABLATIONS) -> dict[str, dict]:
+    """`variant` minus each of `others` on the same samples; `ahead` only where the interval excludes 0."""
     table: dict[str, dict] = {}
-    for variant in (name for name in ABLATIONS if name in found and "full" in found):
-        for metric in found[variant]:
-            gap = paired_interval(torch.tensor(found["full"][metric]), torch.tensor(found[variant][metric]))
-            table.setdefault(variant, {})[metric] = {**asdict(gap), "ahead": gap.low > 0}
+    for other in (name for name in others if name in found and variant in found):
+        for metric in found[other]:
+            gap = paired_interval(torch.tensor(found[variant][metric]), torch.tensor(found[other][metric]))
+            table.setdefault(other, {})[metric] = {**asdict(gap), "ahead": gap.low > 0}
     return table
 
 
@@ -210,10 +210,11 @@ def show(report: dict) -> None:
             print(f"{variant:13} {metric:24} {interval(found)}  n={found['n']}")
     for operation, metrics in report["operations"].items():
         print(f"{operation:13}", "  ".join(f"{metric} {found['value']:.3f}" for metric, found in metrics.items()))
-    for variant, metrics in report["full_minus"].items():
-        for metric, gap in metrics.items():
-            verdict = "ahead" if gap["ahead"] else "not ahead"
-            print(f"full - {variant:13} {metric:24} {interval(gap)}  {verdict}")
+    for variant in ("full", "insight_only"):
+        for other, metrics in report.get(f"{variant}_minus", {}).items():
+            for metric, gap in metrics.items():
+                verdict = "ahead" if gap["ahead"] else "not ahead"
+                print(f"{variant} - {other:13} {metric:24} {interval(gap)}  {verdict}")
 
 
 def main() -> None:
@@ -232,7 +233,8 @@ def main() -> None:
     report = {"system": options.system, "seed": options.seed, "n": options.n, "commit": commit(),
               "settings": {"mask": said(system.settings), "img2img": said(system.settings_for(None))},
               "variants": {variant: estimates(scores) for variant, scores in found.items()},
-              "operations": by_operation(found.get("full", {}), alone), "full_minus": differences(found)}
+              "operations": by_operation(found.get("full", {}), alone), "full_minus": differences(found),
+              "insight_only_minus": differences(found, "insight_only", ("neither",))}
     show(report)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -22,9 +22,9 @@ from mindedit_core.scenes.grammar import changed_slots
 from mindedit_core.scenes.graph import SLOT_SIZE, slot_corner
 from train.common import DEVICE, WEIGHTS, on_device
 from train.data import to_model
-from train.pairs import PROGRAMS
 
 CHUNK = 50
+PROGRAMS = 0.3  # share of samples that change several things: a painter fills larger holes than an instruction asks for
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
     python -m train.mind_edit --steps 5000           # about 50 minutes on one core of a small CPU
     measured after 2700 steps: T_opt exact 59 % on unseen scenes, and rising; the aim is 85 %
 
-Loss (the paper prints none; ours): cross entropy of T_opt through the frozen text head, plus `losses.insight_loss`
-between v_insight and the CLIP embedding of the target picture.
+Loss (the paper prints none; ours): cross entropy of T_opt through the frozen text head, every sample weighing the same
+(by tokens, programs of many steps drown the single edits), plus `losses.insight_loss` between v_insight and the CLIP
+embedding of the target picture.
 The VisionHead pools the states of layer m from the last prompt token to the last token fed.
 """
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mindedit_core.backbones.hf_vlm import IGNORED
 from mindedit_core.backbones.llava_onevision import LlavaOnevision
 from mindedit_core.backbones.lora import Adapter, read_adapter, save_adapter
 from mindedit_core.backbones.mini_tokenizer import load_tokenizer
@@ -85,12 +87,18 @@ def image_embeds(clip: nn.Module, targets: Tensor) -> Tensor:
         return clip.visual_projection(clip.vision_model(targets).pooler_output)
 
 
+def text_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy, its mean over each answer first.  logits: float[B, L, V];  targets: int[B, L], -100 is padding"""
+    each = F.cross_entropy(logits.float().movedim(-1, 1), targets, ignore_index=IGNORED, reduction="none")
+    return (each.sum(1) / (targets != IGNORED).sum(1)).mean()
+
+
 def losses(mllm: LlavaOnevision, student: Student, clip: nn.Module):
     def compute(batch: dict) -> Losses:
         inputs = mllm.training_batch(None, batch["instructions"], batch["answers"], pixel_values=batch["pixel_values"])
         out = mllm.answer_pass(inputs, layer=LAYER)
         predicted = student.head(out.states, out.mask).float()
-        return {"text": F.cross_entropy(out.logits.float().flatten(0, 1), out.targets.flatten(), ignore_index=-100),
+        return {"text": text_loss(out.logits, out.targets),
                 "insight": insight_loss(predicted, image_embeds(clip, batch["targets"]))}
     return compute
 
@@ -102,7 +110,7 @@ def validate(mllm: LlavaOnevision, student: Student, clip: nn.Module) -> dict[st
     inputs = mllm.training_batch(images=None, **on_device(collate(batch)))
     out = mllm.answer_pass(inputs, layer=LAYER)
     wanted = image_embeds(clip, on_device(target_pixels(batch)))
-    right = ((out.logits.argmax(-1) == out.targets) | (out.targets == -100)).all(1).float()
+    right = ((out.logits.argmax(-1) == out.targets) | (out.targets == IGNORED)).all(1).float()
     cosine = F.cosine_similarity(student.head(out.states, out.mask), wanted).mean()
     each = {name: right[index::7].mean().item() for index, name in enumerate(OPERATIONS)}
     return {"exact": right.mean().item(), "cosine": cosine.item(), **each}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mindedit_core.scenes import Sample, sample
 
-PROGRAMS = 0.3  # share of multi-step instructions
+PROGRAMS = 0.2  # share of multi-step instructions
 SEED_STRIDE, LAST = 2**26, 2**30  # from LAST on lie the samples that recipes validate on, then those of evaluation
 
 

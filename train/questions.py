@@ -8,9 +8,10 @@ from mindedit_core.scenes import OPERATIONS, PLACES, Scene, Thing, caption
 from mindedit_core.scenes.edits import RELATIONS, landmarks, references
 from mindedit_core.scenes.grammar import changed_slots, say
 from mindedit_core.scenes.graph import neighbour
-from mindedit_core.scenes.sampling import draw_edit
+from mindedit_core.scenes.sampling import draw_program
 
 Turn = tuple[str, str]  # question, answer
+TWO_WISHES = 0.1  # share of wishes for two things, one after the other
 
 
 def describe(scene: Scene) -> Turn:
@@ -60,19 +61,39 @@ def meant(scene: Scene, random: np.random.Generator) -> tuple[Thing, str]:
     return thing, phrases[random.integers(min(1, len(phrases) - 1), len(phrases))]
 
 
+def wish(scene: Scene, random: np.random.Generator) -> tuple[str, Scene] | None:
+    """What a person might want of this picture, one thing or two, and the picture after it; None if none was found."""
+    count = 2 if random.random() < TWO_WISHES else 1
+    operations = [str(name) for name in random.choice(list(OPERATIONS), count, replace=False)]
+    drawn = draw_program(random, scene, operations)
+    return None if drawn is None or drawn[1].for_evaluation else drawn
+
+
 def imagine(scene: Scene, random: np.random.Generator) -> Turn:
     """Where a wish would change the picture, or what it would leave at a place: what its words mean is learnt here."""
-    drawn = draw_edit(random, scene, str(random.choice(list(OPERATIONS))))
-    if drawn is None or drawn[1].for_evaluation:
+    drawn = wish(scene, random)
+    if drawn is None:
         return refer(scene, random)
-    wish, after = drawn
+    words, after = drawn
     slots = changed_slots(scene, after)
     if random.random() < 0.4:
-        return f"{wish}, where is the change", ", ".join(PLACES[slot] for slot in slots) or "background"
+        return f"{words}, where is the change", ", ".join(PLACES[slot] for slot in slots) or "background"
     if not slots or random.random() < 0.1:
-        return f"{wish}, then what is the background", f"{after.background} background"
+        return f"{words}, then what is the background", f"{after.background} background"
     slot = slots[random.integers(len(slots))] if random.random() < 0.85 else int(random.integers(9))
-    return f"{wish}, then what is at the {PLACES[slot]}", answer(slot, after.at(slot))
+    return f"{words}, then what is at the {PLACES[slot]}", answer(slot, after.at(slot))
+
+
+def foresee(scene: Scene, random: np.random.Generator) -> Turn:
+    """Everything that a wish would change, as the picture would then show it: where and what in one answer."""
+    drawn = wish(scene, random)
+    if drawn is None:
+        return refer(scene, random)
+    words, after = drawn
+    facts = [answer(slot, after.at(slot)) for slot in changed_slots(scene, after)]
+    if after.background != scene.background:
+        facts.append(f"{after.background} background")
+    return f"{words}, what changes", ", ".join(facts)
 
 
 def answer(slot: int, thing: Thing | None) -> str:
@@ -84,11 +105,11 @@ def any_thing(scene: Scene, random: np.random.Generator) -> Thing:
 
 
 def dialogue(scene: Scene, random: np.random.Generator, questions: int) -> list[Turn]:
-    """Questions of every sort, most of them about phrases and wishes; the description anywhere among them.
+    """Questions of every sort, most of them about wishes; the description somewhere in the second half.
 
     What is asked before it has to be read off the picture, what is asked after it may be looked up there.
     """
-    sorts = (at_place, beside, locate, *[refer] * 3, *[imagine] * 5)
+    sorts = (at_place, beside, locate, refer, *[imagine] * 2, *[foresee] * 8)
     turns = [sorts[random.integers(len(sorts))](scene, random) for _ in range(questions)]
-    turns.insert(int(random.integers(questions + 1)), describe(scene))
+    turns.insert(int(random.integers(questions // 2, questions + 1)), describe(scene))
     return turns
