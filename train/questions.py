@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mindedit_core.prompts import ANSWER_PREFIX, REGION_PREFIX
 from mindedit_core.scenes import OPERATIONS, PLACES, Scene, Thing, caption
 from mindedit_core.scenes.edits import RELATIONS, landmarks, references
 from mindedit_core.scenes.grammar import changed_slots, say
@@ -11,6 +12,7 @@ from mindedit_core.scenes.graph import neighbour
 from mindedit_core.scenes.sampling import draw_program
 
 Turn = tuple[str, str]  # question, answer
+FORM = f"{ANSWER_PREFIX} {REGION_PREFIX} background 0 1 2 3 4 5 6 7 8 9"
 TWO_WISHES = 0.1  # share of wishes for two things, one after the other
 
 
@@ -96,6 +98,15 @@ def foresee(scene: Scene, random: np.random.Generator) -> Turn:
     return f"{words}, what changes", ", ".join(facts)
 
 
+def repeat(random: np.random.Generator) -> Turn:
+    """Words to say again, of those that T_opt and its regions are framed with, which nothing else is answered with.
+
+    What a model has never said LoRA cannot teach it well: the text head is frozen by then.
+    """
+    said = " ".join(str(word) for word in random.choice(FORM.split(), 4))
+    return f"please {said}", said
+
+
 def answer(slot: int, thing: Thing | None) -> str:
     return say(slot, thing)
 
@@ -111,5 +122,7 @@ def dialogue(scene: Scene, random: np.random.Generator, questions: int) -> list[
     """
     sorts = (at_place, beside, locate, refer, *[imagine] * 2, *[foresee] * 8)
     turns = [sorts[random.integers(len(sorts))](scene, random) for _ in range(questions)]
+    if random.random() < 0.5:
+        turns[random.integers(questions)] = repeat(random)
     turns.insert(int(random.integers(questions // 2, questions + 1)), describe(scene))
     return turns

@@ -36,7 +36,7 @@ from train.texts import TextStates
 CHANNELS = 16
 GAMMA = 5.0
 VALIDATION = 64
-SETTINGS = PaintSettings(steps=20, guidance_scale=3.0)  # of the pictures that validation judges
+SETTINGS = PaintSettings(steps=10, guidance_scale=3.0)  # of the pictures that validation judges
 NOISE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 
 

@@ -19,7 +19,7 @@ from ..painters.unet import UNetPainter
 from ..prompts import token_counter
 from . import System
 
-SETTINGS = PaintSettings(steps=20, guidance_scale=3.0)
+SETTINGS = PaintSettings(steps=10, guidance_scale=3.0)
 
 
 def load(folder: str | Path = MINI_FOLDER) -> System:

@@ -146,7 +146,7 @@ MINI = Layout(
                 "image": ("scene", "image"),
                 "mask": ("scene", "mask"),
             },
-            {"control": "fixed", "steps": 20, "cfg": 3.0},
+            {"control": "fixed", "steps": 10, "cfg": 3.0},
         ),
         "largest": Node(
             "ImageScaleBy",

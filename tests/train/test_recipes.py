@@ -7,6 +7,8 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
 from mindedit_core.backbones.lora import merge
+from mindedit_core.contracts import Region
+from mindedit_core.prompts import format_answer
 from mindedit_core.scenes import KINDS, PLACES, Scene, Thing, caption, instructions, sample
 from mindedit_core.scenes.edits import references
 from mindedit_core.scenes.grammar import changed_slots, parse, say
@@ -123,6 +125,16 @@ def test_every_answer_weighs_the_same_however_long():
     targets[1, 2:] = -100
     alone = [mind_edit.text_loss(logits[row:row + 1], targets[row:row + 1]) for row in range(2)]
     torch.testing.assert_close(mind_edit.text_loss(logits, targets), (alone[0] + alone[1]) / 2)
+
+
+def test_the_form_of_an_answer_is_said_before_lora_has_to():
+    random = np.random.default_rng(7)
+    asked = [questions.repeat(random) for _ in range(80)]
+    assert all(question == f"please {answer}" for question, answer in asked)
+    said = {word for _, answer in asked for word in answer.split()}
+    assert {word for word in format_answer("", [Region("background"), Region("box", (1, 23, 456, 789))]).split()
+            if not word.isdigit()} <= said
+    assert set("0123456789") <= said
 
 
 def test_a_dialogue_describes_the_picture_in_its_second_half():
