@@ -4,6 +4,8 @@
 
 The model gets the rendered source, T_raw, and the mask where said; nothing else. Variants share weights and seeds:
 full; text_only (lambda = 0); insight_only (the prompt is T_raw); neither; oracle (true T_opt, true target embedding).
+Asked for by name, to find out what the insight is worth: full_true_insight, raw_true_insight (the target's embedding
+instead of v_insight) and true_text (true T_opt, lambda = 0).
 
     t_opt_exact         T_opt says the right facts (text judge); _grey: the same model on a grey picture
     success_mask        one edit, true mask, picture judge        success_multi_step   programs of 2-4, true union mask
@@ -31,8 +33,15 @@ from mindedit_core.scenes import EVALUATION_SEEDS, OPERATIONS, Sample, judge_pic
 from mindedit_core.tensors import composite
 from train.mind_edit import image_embeds, target_pixels
 
-VARIANTS = ("full", "text_only", "insight_only", "neither", "oracle")
+VARIANTS = {  # name -> whose text, whose insight the painter is told
+    "full": ("model", "model"), "text_only": ("model", "none"), "insight_only": ("raw", "model"),
+    "neither": ("raw", "none"), "oracle": ("true", "true"),
+}
+STUDIES = {"full_true_insight": ("model", "true"), "raw_true_insight": ("raw", "true"), "true_text": ("true", "none")}
 ABLATIONS = ("text_only", "insight_only", "neither")
+PAIRS = {"full": ABLATIONS, "insight_only": ("neither",), "full_true_insight": ("text_only",),
+         "raw_true_insight": ("neither",), "oracle": ("true_text",)}  # variant -> those that it is compared with
+METRICS = {"success_mask": "alone", "success_img2img": "alone", "success_multi_step": "several"}  # -> its samples
 Scores = dict[str, list[float]]  # metric -> one value a sample
 
 
@@ -79,13 +88,14 @@ def exact_on_grey(system, items: Sequence[Sample], batch: int) -> list[float]:
 
 def varied(variant: str, items: Sequence[Sample], plans: Sequence[Plan], insights: Sequence[Insight], clip):
     """What this variant lets the painter know: plans, insights, and lambda's factor."""
-    if variant == "oracle":
+    text, insight = (VARIANTS | STUDIES)[variant]
+    if insight == "true":
         embeds = image_embeds(clip, target_pixels(list(items))).split(1)
-        plans = [replace(plan, text=item.optimized) for plan, item in zip(plans, items, strict=True)]
-        insights = [replace(insight, image_embeds=e) for insight, e in zip(insights, embeds, strict=True)]
-    if variant in ("insight_only", "neither"):
-        plans = [replace(plan, text=plan.raw) for plan in plans]
-    return list(plans), list(insights), 0.0 if variant in ("text_only", "neither") else 1.0
+        insights = [replace(own, image_embeds=e) for own, e in zip(insights, embeds, strict=True)]
+    if text != "model":
+        plans = [replace(plan, text=item.optimized if text == "true" else plan.raw)
+                 for plan, item in zip(plans, items, strict=True)]
+    return list(plans), list(insights), 0.0 if insight == "none" else 1.0
 
 
 def paint(system, items, plans, insights, factor: float, metric: str, seed: int) -> Tensor:
@@ -133,20 +143,20 @@ def run_variant(system, variant: str, items, plans, insights, metric: str, optio
     return scores
 
 
-def require_oracle(painter) -> None:
-    """The oracle is told the target's embedding, which takes the picture side of the painter's CLIP."""
-    if not hasattr(painter.text_encoder, "vision_model"):
+def require_sight(painter, variants: Sequence[str]) -> None:
+    """The target's embedding takes the picture side of the painter's CLIP."""
+    told = [name for name in variants if (VARIANTS | STUDIES)[name][1] == "true"]
+    if told and not hasattr(painter.text_encoder, "vision_model"):
         raise ValueError(
-            "variant oracle needs a CLIP that sees the target picture, but the painter's text encoder "
+            f"variant {told[0]} needs a CLIP that sees the target picture, but the painter's text encoder "
             f"{type(painter.text_encoder).__name__} has no vision model; choose --variants "
-            + " ".join(name for name in VARIANTS if name != "oracle")
+            + " ".join(name for name in VARIANTS if name not in told)
         )
 
 
 def evaluate(system, options) -> tuple[dict[str, Scores], list[Sample]]:
     """Per variant and metric one value a sample; the samples of the single edits in order."""
-    if "oracle" in options.variants:
-        require_oracle(system.painter)
+    require_sight(system.painter, options.variants)
     alone, several = singles(options.seed, options.n), programs(options.seed, options.n)
     known = {"alone": design(system, alone, options.batch), "several": design(system, several, options.batch)}
     exact = {"t_opt_exact": texts_right(alone, known["alone"][0]),
@@ -155,8 +165,8 @@ def evaluate(system, options) -> tuple[dict[str, Scores], list[Sample]]:
     found: dict[str, Scores] = {}
     for variant in options.variants:
         found[variant] = dict(exact) if variant == "full" else {}
-        for metric, items, key in (("success_mask", alone, "alone"), ("success_img2img", alone, "alone"),
-                                   ("success_multi_step", several, "several")):
+        for metric in options.metrics:
+            items, key = {"alone": alone, "several": several}[METRICS[metric]], METRICS[metric]
             found[variant] |= run_variant(system, variant, items, *known[key], metric, options)
             print(variant, metric, f"{np.mean(found[variant][metric]):.3f}", flush=True)
     return found, alone
@@ -180,10 +190,10 @@ def by_operation(scores: Scores, items: Sequence[Sample]) -> dict[str, dict]:
     return table
 
 
-def differences(found: dict[str, Scores], variant: str = "full", others: Sequence[str] = ABLATIONS) -> dict[str, dict]:
-    """`variant` minus each of `others` on the same samples; `ahead` only where the interval excludes 0."""
+def differences(found: dict[str, Scores], variant: str = "full") -> dict[str, dict]:
+    """`variant` minus those it is compared with, on the same samples; `ahead` only where the interval excludes 0."""
     table: dict[str, dict] = {}
-    for other in (name for name in others if name in found and variant in found):
+    for other in (name for name in PAIRS[variant] if name in found and variant in found):
         for metric in found[other]:
             gap = paired_interval(torch.tensor(found[variant][metric]), torch.tensor(found[other][metric]))
             table.setdefault(other, {})[metric] = {**asdict(gap), "ahead": gap.low > 0}
@@ -210,8 +220,8 @@ def show(report: dict) -> None:
             print(f"{variant:13} {metric:24} {interval(found)}  n={found['n']}")
     for operation, metrics in report["operations"].items():
         print(f"{operation:13}", "  ".join(f"{metric} {found['value']:.3f}" for metric, found in metrics.items()))
-    for variant in ("full", "insight_only"):
-        for other, metrics in report.get(f"{variant}_minus", {}).items():
+    for variant in PAIRS:
+        for other, metrics in report[f"{variant}_minus"].items():
             for metric, gap in metrics.items():
                 verdict = "ahead" if gap["ahead"] else "not ahead"
                 print(f"{variant} - {other:13} {metric:24} {interval(gap)}  {verdict}")
@@ -224,7 +234,8 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=500, help="samples of each sort; 7 at least, one for each operation")
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *STUDIES])
+    parser.add_argument("--metrics", nargs="+", default=list(METRICS), choices=METRICS)
     options = parser.parse_args()
     if options.n < len(OPERATIONS):
         parser.error(f"--n must be {len(OPERATIONS)} or more, one sample for each operation, got {options.n}")
@@ -233,8 +244,8 @@ def main() -> None:
     report = {"system": options.system, "seed": options.seed, "n": options.n, "commit": commit(),
               "settings": {"mask": said(system.settings), "img2img": said(system.settings_for(None))},
               "variants": {variant: estimates(scores) for variant, scores in found.items()},
-              "operations": by_operation(found.get("full", {}), alone), "full_minus": differences(found),
-              "insight_only_minus": differences(found, "insight_only", ("neither",))}
+              "operations": by_operation(found.get("full", {}), alone),
+              **{f"{variant}_minus": differences(found, variant) for variant in PAIRS}}
     show(report)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,8 @@ from train.pairs import samples
 
 PAINTED = {"success_mask", "success_img2img", "success_multi_step", "psnr", "ssim"}
 WRITTEN = {"t_opt_exact", "t_opt_exact_multi_step", "t_opt_exact_grey"}
-OPTIONS = argparse.Namespace(batch=4, seed=0, n=7, variants=evaluate.VARIANTS)
+OPTIONS = argparse.Namespace(batch=4, seed=0, n=7, variants=list(evaluate.VARIANTS),
+                             metrics=list(evaluate.METRICS))
 
 
 def quick(folder):
@@ -96,9 +97,10 @@ def test_no_multi_step_metric_is_split_by_operation(report):
     assert not [name for metrics in report["operations"].values() for name in metrics if "multi_step" in name]
 
 
-@pytest.mark.parametrize("variant, others", [("full", evaluate.ABLATIONS), ("insight_only", ("neither",))])
-def test_differences_are_those_of_the_means(report, variant, others):
-    assert set(report[f"{variant}_minus"]) == set(others)
+@pytest.mark.parametrize("variant", evaluate.PAIRS)
+def test_differences_are_those_of_the_means(report, variant):
+    ran = set(evaluate.PAIRS[variant]) & set(evaluate.VARIANTS) if variant in evaluate.VARIANTS else set()
+    assert set(report[f"{variant}_minus"]) == ran
     for other, metrics in report[f"{variant}_minus"].items():
         assert set(metrics) == PAINTED
         for metric, gap in metrics.items():
@@ -119,6 +121,14 @@ def test_the_same_seed_gives_the_same_report_whichever_variants_run(report, repo
     chosen = {"variants": {name: report["variants"][name] for name in ("full", "neither")},
               "full_minus": {"neither": report["full_minus"]["neither"]}, "insight_only_minus": {}}
     assert again == {**report, **chosen}
+
+
+def test_a_study_and_a_single_metric_run_when_asked_for(report, report_of):
+    study = report_of("--variants", "text_only", "full_true_insight", "--metrics", "success_mask")
+    assert list(study["variants"]) == ["text_only", "full_true_insight"]
+    assert set(study["variants"]["text_only"]) == {"success_mask", "psnr", "ssim"}
+    assert study["variants"]["text_only"].items() <= report["variants"]["text_only"].items()
+    assert set(study["full_true_insight_minus"]) == {"text_only"}
 
 
 # The samples ---------------------------------------------------------------------------------------------------------
@@ -148,6 +158,18 @@ def test_each_ablation_takes_away_what_its_name_says(variant, raw, factor, items
     expected = [item.instruction if raw else "said by the designer" for item in items]
     assert [plan.text for plan in texts] == expected
     assert hints == insights and scale == factor
+
+
+@pytest.mark.parametrize("variant, own_text, factor", [("full_true_insight", True, 1.0), ("true_text", False, 0.0),
+                                                       ("raw_true_insight", False, 1.0)])
+def test_each_study_tells_the_truth_of_one_thing_alone(variant, own_text, factor, system, items):
+    plans, insights = known(items)
+    texts, hints, scale = evaluate.varied(variant, items, plans, insights, system.painter.text_encoder)
+    truth = [item.optimized if variant == "true_text" else item.instruction for item in items]
+    assert [plan.text for plan in texts] == (["said by the designer"] * len(items) if own_text else truth)
+    told = torch.cat([hint.image_embeds for hint in hints])
+    assert torch.equal(told, image_embeds(system.painter.text_encoder, target_pixels(items))) is (factor == 1.0)
+    assert scale == factor
 
 
 def test_oracle_knows_the_true_instruction_and_the_targets_embedding(system, items):
