@@ -2,41 +2,85 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
 
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 MLLM_FOLDER = "llava-onevision-qwen2-0.5b-ov-hf"
-SIDE = 256  # pixels: full size is shown elsewhere, here the template
+WIDTH, HEIGHT, SIDE = 1365, 768, 256  # pixels; the template as published runs on a small square and a tiny MLLM
+
+
+def make(script: str, server) -> None:
+    """Files of random weights, written by the host's own Python."""
+    command = [server.python, str(HERE / script), str(server.comfyui), str(server.base / "models")]
+    subprocess.run(command, cwd=server.base, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
-def models(server):
-    """models/ with the checkpoint and IP-Adapter at full size; the MLLM, whose size is shown elsewhere, is tiny."""
+def painter(server):
+    """models/ with checkpoint and IP-Adapter at full size."""
+    make("make_full_size.py", server)
+
+
+@pytest.fixture
+def tiny_mllm(server):
     from mindedit_core.systems.tiny import tiny_mllm, tiny_tokenizer
 
-    folder, tokenizer = server.base / "models", tiny_tokenizer()
-    command = [server.python, str(HERE / "make_full_size.py"), str(server.comfyui), str(folder)]
-    subprocess.run(command, cwd=server.base, check=True, capture_output=True)
-    tiny_mllm(tokenizer).save_pretrained(folder / "LLM" / MLLM_FOLDER)
-    tokenizer.save_pretrained(folder / "LLM" / MLLM_FOLDER)
-    example = Image.open(server.comfyui / "input" / "example.png").convert("RGB")
-    example.resize((SIDE, SIDE)).save(server.base / "input" / "example.png")
-    return folder
+    folder, tokenizer = server.base / "models" / "LLM" / MLLM_FOLDER, tiny_tokenizer()
+    tiny_mllm(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    yield
+    shutil.rmtree(folder)
 
 
-def test_the_template_of_sd15_runs(server, models, graph_class, root):
+@pytest.fixture
+def full_mllm(server):
+    """models/LLM and models/mindedit: 0.9 billion parameters, LoRA and VisionHead."""
+    make("full_size_mllm.py", server)
+
+
+@pytest.fixture
+def one_step(graph_class, root):
     graph = graph_class.load(root / "workflows" / "api" / "mind_edit_sd15.json")
     graph["MindEditEditSampler"]["steps"] = 1
     graph["MindEditInstructionOptimizer"]["max_new_tokens"] = 8
-    square = graph.add("SolidMask", value=1.0, width=SIDE, height=SIDE)  # the picture itself comes without alpha
-    graph["MindEditEditSampler"]["mask"] = [square, 0]
-    run = server.run_well(graph.prompt)
-    (picture,) = server.pictures(run, graph.id("SaveImage"))
+    return graph
+
+
+def show(server, graph, picture: Image.Image, mask: np.ndarray) -> None:
+    """The picture to edit and its mask, bool[H, W], as a file of its own: a picture without alpha brings none."""
+    picture.save(server.base / "input" / graph["LoadImage"]["image"])
+    Image.fromarray(mask).convert("RGB").save(server.base / "input" / "mask.png")
+    graph["MindEditEditSampler"]["mask"] = [graph.add("LoadImageMask", image="mask.png", channel="red"), 0]
+
+
+def test_the_template_of_sd15_runs(server, painter, tiny_mllm, one_step):
+    example = Image.open(server.comfyui / "input" / "example.png").convert("RGB")
+    show(server, one_step, example.resize((SIDE, SIDE)), np.ones((SIDE, SIDE), bool))
+    run = server.run_well(one_step.prompt)
+    (picture,) = server.pictures(run, one_step.id("SaveImage"))
     assert picture.shape == (SIDE, SIDE, 3)
-    assert "the insight is off" in run.outputs[graph.id("MindEditInsightEmbedding")]["text"][0]
+    assert "the insight is off" in run.outputs[one_step.id("MindEditInsightEmbedding")]["text"][0]
+
+
+def test_the_whole_graph_edits_a_photograph_at_full_size(server, painter, full_mllm, one_step):
+    """Every node at full size, the insight on: SD1.5-inpainting, ip-adapter_sd15, LLaVA-OneVision 0.5B, one step."""
+    photograph = Image.fromarray(skimage.data.coffee()).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[200:600, 300:900] = True
+    show(server, one_step, photograph, mask)
+    one_step["MindEditMLLMLoader"]["adapter"] = "random.safetensors"
+    run = server.run_well(one_step.prompt)
+    (picture,) = server.pictures(run, one_step.id("SaveImage"))
+    assert picture.shape == (HEIGHT, WIDTH, 3)
+    changed = (picture != np.asarray(photograph)).any(-1)
+    assert not changed[~mask].any() and changed[mask].mean() > 0.9
+    assert "the insight is off" not in str(run.outputs[one_step.id("MindEditInsightEmbedding")])

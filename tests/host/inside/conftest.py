@@ -16,6 +16,7 @@ collect_ignore_glob = [] if HOST else ["test_*.py"]
 
 if HOST:
     sys.path.insert(0, str(Path(HOST).expanduser()))  # before our root: `import nodes` is the host's
+    sys.path.append(str(Path(__file__).parents[1]))  # what these tests share with those beside this folder
     from comfy.cli_args import args
 
     args.cpu = True

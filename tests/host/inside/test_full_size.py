@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import gc
 import os
-from itertools import product
 from pathlib import Path
 
 import comfy.sd
 import comfy.utils
 import folder_paths
+import full_size_mllm  # tests/host, which conftest.py puts on the path
 import numpy as np
 import pytest
 import torch
@@ -29,7 +29,8 @@ from mindedit_core.tensors import pad_to_multiple
 pytestmark = pytest.mark.slow
 
 HEIGHT, WIDTH = 768, 1365
-CLIP_DIM, TOKEN_DIM, TOKENS = 1024, 768, 4  # ip-adapter_sd15: ViT-H to SD1.5
+CLIP_DIM = full_size_mllm.CLIP_DIM
+TOKEN_DIM, TOKENS = 768, 4  # ip-adapter_sd15: ViT-H to SD1.5
 WISH, SEED, CFG, SCALE = "make it look like the end of a long summer day", 7, 5.0, 0.8
 SD_SCALE = 0.18215
 
@@ -130,91 +131,16 @@ def ip_adapter(stable_diffusion, models):
 
 @pytest.fixture(scope="module")
 def llava(models):
-    """models/LLM/llava-onevision-qwen2-0.5b-ov-hf: 0.9 billion parameters in bf16."""
-    from transformers import (
-        LlavaOnevisionConfig,
-        LlavaOnevisionForConditionalGeneration,
-        Qwen2Config,
-        SiglipVisionConfig,
-    )
-
-    sides = [384 * count for count in range(1, 7)]
-    vision = SiglipVisionConfig(
-        hidden_size=1152,
-        intermediate_size=4304,
-        num_hidden_layers=26,
-        num_attention_heads=16,
-        image_size=384,
-        patch_size=14,
-        vision_use_head=False,
-    )
-    text = Qwen2Config(
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        vocab_size=152000,
-        tie_word_embeddings=True,
-        bos_token_id=151643,
-        eos_token_id=151645,
-    )
-    config = LlavaOnevisionConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=151646,
-        image_token_id=151646,
-        video_token_index=151647,
-        video_token_id=151647,
-        vision_aspect_ratio="anyres_max_9",
-        image_grid_pinpoints=[list(pair) for pair in product(sides, sides)],
-        tie_word_embeddings=True,
-    )
-    folder = models / "LLM" / "llava-onevision-qwen2-0.5b-ov-hf"
     with torch.inference_mode(False):
-        torch.manual_seed(2)
-        model = LlavaOnevisionForConditionalGeneration(config).to(torch.bfloat16)
-        model.save_pretrained(folder, max_shard_size="700MB")
-    qwen_tokenizer().save_pretrained(folder)
-    assert len(list(folder.glob("*.safetensors"))) > 1
-    del model
+        folder = full_size_mllm.write_llava(Path(comfy.__path__[0]).parent, models)
     gc.collect()
     return folder
 
 
-def qwen_tokenizer():
-    """The vocabulary that the host brings for its Qwen encoders, with LLaVA-OneVision's special tokens."""
-    from transformers import Qwen2Tokenizer
-
-    found = Path(comfy.sd.__file__).parent / "text_encoders" / "qwen25_tokenizer"
-    tokenizer = Qwen2Tokenizer(str(found / "vocab.json"), str(found / "merges.txt"))
-    specials = ["<|im_start|>", "<|im_end|>", "<image>", "<video>"]
-    tokenizer.add_special_tokens({"additional_special_tokens": specials})
-    assert tokenizer.convert_tokens_to_ids(["<|endoftext|>", *specials]) == [151643, 151644, 151645, 151646, 151647]
-    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
-    return tokenizer
-
-
 @pytest.fixture(scope="module")
 def head(llava, models):
-    """models/mindedit/random.safetensors: a LoRA on q_proj and v_proj, and a VisionHead into ViT-H's space."""
-    from mindedit_core.backbones.lora import LoraPair, save_adapter
-    from mindedit_core.backbones.vision_head import VisionHead
-
-    generator = torch.Generator().manual_seed(3)
-    sizes = {"q_proj": 896, "v_proj": 128}
-    pairs = {
-        f"model.language_model.layers.{layer}.self_attn.{name}": LoraPair(
-            0.02 * torch.randn(8, 896, generator=generator), 0.02 * torch.randn(rows, 8, generator=generator), 8.0
-        )
-        for layer in range(24)
-        for name, rows in sizes.items()
-    }
-    config = {"mllm": "random", "hidden_size": 896, "num_layers": 24, "layer": 18, "prompt": "mind_edit"}
-    config |= {"clip_space": {"name": "vit-h", "dim": CLIP_DIM}, "rank": 8, "alpha": 8.0}
     with torch.inference_mode(False):
-        save_adapter(models / "mindedit" / "random.safetensors", pairs, VisionHead(896, CLIP_DIM), config)
-    return "random.safetensors"
+        return full_size_mllm.write_head(models)
 
 
 # The MLLM -------------------------------------------------------------------------------------------------------------
