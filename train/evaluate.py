@@ -150,26 +150,26 @@ def require_sight(painter, variants: Sequence[str]) -> None:
         raise ValueError(
             f"variant {told[0]} needs a CLIP that sees the target picture, but the painter's text encoder "
             f"{type(painter.text_encoder).__name__} has no vision model; choose --variants "
-            + " ".join(name for name in VARIANTS if name not in told)
+            + " ".join(name for name, (_, insight) in VARIANTS.items() if insight != "true")
         )
 
 
 def evaluate(system, options) -> tuple[dict[str, Scores], list[Sample]]:
     """Per variant and metric one value a sample; the samples of the single edits in order."""
     require_sight(system.painter, options.variants)
-    alone, several = singles(options.seed, options.n), programs(options.seed, options.n)
-    known = {"alone": design(system, alone, options.batch), "several": design(system, several, options.batch)}
-    exact = {"t_opt_exact": texts_right(alone, known["alone"][0]),
-             "t_opt_exact_multi_step": texts_right(several, known["several"][0]),
-             "t_opt_exact_grey": exact_on_grey(system, alone, options.batch)}
+    samples = {"alone": singles(options.seed, options.n), "several": programs(options.seed, options.n)}
+    known = {key: design(system, items, options.batch) for key, items in samples.items()}
+    exact = {"t_opt_exact": texts_right(samples["alone"], known["alone"][0]),
+             "t_opt_exact_multi_step": texts_right(samples["several"], known["several"][0]),
+             "t_opt_exact_grey": exact_on_grey(system, samples["alone"], options.batch)}
     found: dict[str, Scores] = {}
     for variant in options.variants:
         found[variant] = dict(exact) if variant == "full" else {}
         for metric in options.metrics:
-            items, key = {"alone": alone, "several": several}[METRICS[metric]], METRICS[metric]
-            found[variant] |= run_variant(system, variant, items, *known[key], metric, options)
+            key = METRICS[metric]
+            found[variant] |= run_variant(system, variant, samples[key], *known[key], metric, options)
             print(variant, metric, f"{np.mean(found[variant][metric]):.3f}", flush=True)
-    return found, alone
+    return found, samples["alone"]
 
 
 def texts_right(items: Sequence[Sample], plans: Sequence[Plan]) -> list[float]:

@@ -7,7 +7,7 @@ import numpy as np
 from mindedit_core.prompts import ANSWER_PREFIX, REGION_PREFIX
 from mindedit_core.scenes import OPERATIONS, PLACES, Scene, Thing, caption
 from mindedit_core.scenes.edits import RELATIONS, landmarks, references
-from mindedit_core.scenes.grammar import changed_slots, say
+from mindedit_core.scenes.grammar import changed_slots, describe_change, say
 from mindedit_core.scenes.graph import neighbour
 from mindedit_core.scenes.sampling import draw_program
 
@@ -92,10 +92,10 @@ def foresee(scene: Scene, random: np.random.Generator) -> Turn:
     if drawn is None:
         return refer(scene, random)
     words, after = drawn
-    facts = [answer(slot, after.at(slot)) for slot in changed_slots(scene, after)]
-    if after.background != scene.background:
-        facts.append(f"{after.background} background")
-    return f"{words}, what changes", ", ".join(facts)
+    said = describe_change(scene, after)  # with the background as context, left out where it stays
+    if after.background == scene.background:
+        said = said.removesuffix(f", {after.background} background")
+    return f"{words}, what changes", said
 
 
 def repeat(random: np.random.Generator) -> Turn:

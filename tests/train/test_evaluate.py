@@ -223,10 +223,13 @@ def test_neither_paints_the_wish_as_the_user_wrote_it(system, items):
     assert texts == [item.instruction for item in items] and used == []
 
 
-def test_oracle_is_refused_before_anything_runs_where_clip_does_not_see():
+@pytest.mark.parametrize("variant", ["oracle", "raw_true_insight"])
+def test_the_truth_is_refused_before_anything_runs_where_clip_does_not_see(variant):
     blind = SimpleNamespace(painter=SimpleNamespace(text_encoder=torch.nn.Linear(1, 1)))
-    with pytest.raises(ValueError, match="oracle.*Linear has no vision model.*--variants full text_only"):
-        evaluate.evaluate(blind, OPTIONS)
+    options = argparse.Namespace(**{**vars(OPTIONS), "variants": [variant]})
+    left = "--variants full text_only insight_only neither$"
+    with pytest.raises(ValueError, match=f"variant {variant} .*Linear has no vision model.*{left}"):
+        evaluate.evaluate(blind, options)
 
 
 def test_too_few_samples_are_refused_before_anything_runs(report_of, capsys):
