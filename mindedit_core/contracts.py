@@ -24,7 +24,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 STREAMS = ("text_tokens", "image_tokens", "spatial")
-REGION_KINDS = ("box", "background")
+REGION_KINDS = ("box", "background", "keep")
 MAX_COORDINATE = 1000.0  # boxes are written in thousandths of the picture's width and height
 
 
@@ -38,7 +38,10 @@ class Interrupted(RuntimeError):
 
 @dataclass(frozen=True)
 class Region:
-    """Where an edit takes place: `box` = (x0, y0, x1, y1) in 0..1000 of width and height, or the whole background."""
+    """Where an edit takes place: a `box` = (x0, y0, x1, y1) in 0..1000 of width and height, or the whole background.
+
+    kind `keep`: a box that stays as it is, of a thing in front of a background that changes
+    """
 
     kind: str
     box: tuple[float, float, float, float] | None = None
@@ -46,9 +49,9 @@ class Region:
     def __post_init__(self) -> None:
         if self.kind not in REGION_KINDS:
             raise ValueError(f"region kind must be one of {', '.join(REGION_KINDS)}, got {self.kind!r}")
-        if (self.kind == "box") != (self.box is not None):
+        if (self.kind == "background") != (self.box is None):
             raise ValueError(
-                f"a region of kind 'box' has a box and no other kind has one, got {self.kind!r} with box {self.box}"
+                f"a region has a box unless its kind is 'background', got {self.kind!r} with box {self.box}"
             )
         if self.box is not None:
             _check_box(self.box)

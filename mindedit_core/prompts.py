@@ -2,7 +2,8 @@
 
 T_raw goes in, T_opt comes out: a comma-separated description of the wanted result (arXiv 2505.19149, Figures 1 and 2).
 The wording is our own. The contract is the paper's, one line after `optimized instruction:`, and ours beyond it:
-`region:` lines that may follow, a box in thousandths of the picture (x0 y0 x1 y1) or the word `background`.
+`step:` lines that may come before, one for each part of a wish of several parts, and `region:` lines that may follow,
+a box in thousandths of the picture (x0 y0 x1 y1) or the word `background`, with `keep:` boxes of what stays before it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ CLIP_TOKENS = 77  # what CLIP's text model reads, start and end token included
 MAX_INSTRUCTION = 2000  # characters; a wish is a sentence or two
 ANSWER_PREFIX = "optimized instruction:"
 REGION_PREFIX = "region:"
+KEEP_PREFIX = "keep:"
+STEP_PREFIX = "step:"
 
 TEMPLATES = {
     "mind_edit": """\
@@ -37,7 +40,9 @@ region: <x0 y0 x1 y1>
 
 The numbers of a region are the left, top, right and bottom edge of a part that changes, in thousandths of the \
 picture's width and height. Write one such line for each changed part, or `region: background` when everything \
-around the objects changes. Leave the line out when you cannot tell.
+around the objects changes, and then a line `keep: <x0 y0 x1 y1>` for each object that stays. Leave the lines out when \
+you cannot tell.
+When the wish has several parts, first write a line `step: <what this part changes>` for each of them, in their order.
 
 An example. The wish "let it have a rest" for a picture of a horse galloping on a beach gives:
 optimized instruction: brown horse lying on wet sand, legs folded, head raised, calm sea behind, soft evening light
@@ -55,6 +60,7 @@ class Parsed:
     text: str
     regions: tuple[Region, ...] = ()
     note: str = ""
+    steps: tuple[str, ...] = ()
 
 
 def optimizer_prompt(instruction: str, template: str = "mind_edit") -> str:
@@ -91,13 +97,16 @@ def check_instruction(instruction: str) -> str:
     return line
 
 
-def format_answer(text: str, regions: Iterable[Region] = ()) -> str:
+def format_answer(text: str, regions: Iterable[Region] = (), steps: Iterable[str] = ()) -> str:
     r"""The answer that `parse_optimized` reads; the training target.
 
     >>> format_answer("small red cat", (Region("box", (120, 40, 300, 260)), Region("background")))
     'optimized instruction: small red cat\nregion: 120 40 300 260\nregion: background'
+    >>> format_answer("night sky", (Region("background"), Region("keep", (1, 2, 3, 4))), ("red cat", "night sky"))
+    'step: red cat\nstep: night sky\noptimized instruction: night sky\nregion: background\nkeep: 1 2 3 4'
     """
-    return "\n".join([f"{ANSWER_PREFIX} {text}", *(f"{REGION_PREFIX} {_written(region)}" for region in regions)])
+    before = [f"{STEP_PREFIX} {step}" for step in steps]
+    return "\n".join([*before, f"{ANSWER_PREFIX} {text}", *map(_written, regions)])
 
 
 def parse_optimized(answer: str, raw: str, count_tokens: Callable[[str], int] | None = None) -> Parsed:
@@ -105,8 +114,9 @@ def parse_optimized(answer: str, raw: str, count_tokens: Callable[[str], int] | 
 
     count_tokens: length of a text for the painter's text encoder, start and end token included; None: an estimate.
 
-    >>> parse_optimized("optimized instruction : Dog squatting, head forward\nregion: 100 200 500 900", "let it squat")
-    Parsed(text='Dog squatting, head forward', regions=(Region(kind='box', box=(100.0, 200.0, 500.0, 900.0)),), note='')
+    >>> parsed = parse_optimized("optimized instruction : Dog squatting, head forward\nregion: 100 200 500 900", "sit")
+    >>> parsed.text, parsed.regions
+    ('Dog squatting, head forward', (Region(kind='box', box=(100.0, 200.0, 500.0, 900.0)),))
     >>> parse_optimized("Sure!\n```\n**Optimized Instruction:** \"a red cup\"\n```", "make it red").text
     'a red cup'
     >>> parse_optimized("I see a dog.", "let it squat").text
@@ -119,7 +129,7 @@ def parse_optimized(answer: str, raw: str, count_tokens: Callable[[str], int] | 
         return Parsed(raw, (), _malformed(answer))
     regions, region_note = _regions(answer)
     text, trim_note = trim_to_clip(text, count_tokens or estimate_clip_tokens)
-    return Parsed(text, regions, "; ".join(filter(None, (trim_note, region_note))))
+    return Parsed(text, regions, "; ".join(filter(None, (trim_note, region_note))), _steps(answer))
 
 
 def trim_to_clip(text: str, count_tokens: Callable[[str], int], limit: int = CLIP_TOKENS) -> tuple[str, str]:
@@ -167,7 +177,9 @@ def _longest(pieces: list[str], count_tokens: Callable[[str], int], limit: int) 
 
 _MARKUP = " \t*_`\"'“”‘’"
 _OPTIMIZED = re.compile(r"optimi[sz]ed[ \t_-]*instructions?[ \t*_`\"']*[:：]", re.IGNORECASE)
-_REGION = re.compile(r"^[ \t>*_`-]*regions?[ \t*_`]*[:：](.*)$", re.IGNORECASE | re.MULTILINE)
+_LINE = r"^[ \t>*_`-]*{}[ \t*_`\d]*[:：](.*)$"
+_REGION = re.compile(_LINE.format("(region|keep)s?"), re.IGNORECASE | re.MULTILINE)
+_STEP = re.compile(_LINE.format("step"), re.IGNORECASE | re.MULTILINE)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -192,24 +204,31 @@ def _plain(line: str) -> str:
 def _regions(answer: str) -> tuple[tuple[Region, ...], str]:
     found, unread = [], []
     for match in _REGION.finditer(answer):
-        region = _region(match.group(1))
-        (found if region else unread).append(region or match.group(1).strip())
+        region = _region(match.group(1).lower(), match.group(2))
+        (found if region else unread).append(region or match.group(2).strip())
     return tuple(found), f"a region line could not be read: {_short(unread[0])}" if unread else ""
 
 
-def _region(text: str) -> Region | None:
+def _region(word: str, text: str) -> Region | None:
     """A box in any order of its corners, clipped to the picture; None if it is neither a box nor the background."""
-    if _plain(text).lower().rstrip(".") == "background":
+    if word == "region" and _plain(text).lower().rstrip(".") == "background":
         return Region("background")
     numbers = [min(max(float(number), 0.0), MAX_COORDINATE) for number in _NUMBER.findall(text)]
     if len(numbers) != 4:
         return None
     (x0, x1), (y0, y1) = sorted(numbers[0::2]), sorted(numbers[1::2])
-    return Region("box", (x0, y0, x1, y1)) if x0 < x1 and y0 < y1 else None
+    kind = "keep" if word == "keep" else "box"
+    return Region(kind, (x0, y0, x1, y1)) if x0 < x1 and y0 < y1 else None
+
+
+def _steps(answer: str) -> tuple[str, ...]:
+    return tuple(filter(None, (_plain(match.group(1)) for match in _STEP.finditer(answer))))
 
 
 def _written(region: Region) -> str:
-    return region.kind if region.box is None else " ".join(f"{round(edge)}" for edge in region.box)
+    prefix = KEEP_PREFIX if region.kind == "keep" else REGION_PREFIX
+    numbers = region.kind if region.box is None else " ".join(f"{round(edge)}" for edge in region.box)
+    return f"{prefix} {numbers}"
 
 
 def _malformed(answer: str) -> str:

@@ -48,7 +48,7 @@ class InstructionOptimizer(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "max_new_tokens",
-                    default=128,
+                    default=256,
                     min=8,
                     max=4096,
                     advanced=True,
@@ -85,7 +85,7 @@ class InstructionOptimizer(io.ComfyNode):
     def execute(
         cls, mllm: Any, image: Any, instruction: str, seed: int, max_new_tokens: int, temperature: float
     ) -> io.NodeOutput:
-        from ..mindedit_core.hosts.comfy_mllm import region_mask
+        from ..mindedit_core.hosts.comfy_mllm import region_masks
         from ..mindedit_core.hosts.comfy_text_clip import as_writer
         from ..mindedit_core.hosts.comfy_ui import say, stream_to
         from ..mindedit_core.prompts import check_instruction
@@ -107,4 +107,4 @@ class InstructionOptimizer(io.ComfyNode):
         text = plan.text if isinstance(plan.text, str) else "\n".join(plan.text)
         shown = f"{text}\n\n({plan.note})" if plan.note else text
         say(node_id, shown)
-        return io.NodeOutput(text, plan, region_mask(plan, *image.shape[1:3]), ui=ui.PreviewText(shown))
+        return io.NodeOutput(text, plan, region_masks(plan, *image.shape[1:3]), ui=ui.PreviewText(shown))

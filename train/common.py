@@ -94,9 +94,11 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 
 def on_device(batch: Any) -> Any:
-    """A batch with its tensors on the training device; dicts are followed, everything else stays."""
+    """A batch with its tensors on the training device; dicts and lists are followed, everything else stays."""
     if isinstance(batch, dict):
         return {name: on_device(value) for name, value in batch.items()}
+    if isinstance(batch, list):
+        return [on_device(value) for value in batch]
     return batch.to(DEVICE, non_blocking=True) if isinstance(batch, Tensor) else batch
 
 

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mindedit_core.contracts import MAX_COORDINATE, Region
 from mindedit_core.model_files import load_model
 from mindedit_core.painters.unet import latent_mask
+from mindedit_core.regions import region_mask
 from mindedit_core.scenes import Sample, sample
 from mindedit_core.scenes.grammar import changed_slots
 from mindedit_core.scenes.graph import SLOT_SIZE, slot_corner
@@ -24,7 +26,8 @@ from train.common import DEVICE, WEIGHTS, on_device
 from train.data import to_model
 
 CHUNK = 50
-PROGRAMS = 0.3  # share of samples that change several things: a painter fills larger holes than an instruction asks for
+PROGRAMS = 0.5  # share of samples that change several things: which look belongs to which place is learnt there
+SHIFT = 30  # thousandths: how far an edge of a box that somebody else draws may be off
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,29 @@ known = lru_cache(maxsize=None)(drawn)  # for texts; asking these for pictures w
 
 
 def rough_mask(item: Sample, number: int) -> np.ndarray:
-    """The edit mask, or as a person might draw it: whole slots, or everything. bool[128, 128]."""
-    choice = np.random.default_rng([number, 4]).random()
+    """The edit mask, or as others draw it: whole slots, an MLLM's boxes, or everything. bool[128, 128]."""
+    random = np.random.default_rng([number, 4])
+    choice = random.random()
     if choice < 0.05:
         return np.ones_like(item.mask)
+    if choice < 0.35:
+        regions = [shifted(region, random) for region in item.regions]
+        return region_mask(regions, *item.mask.shape).numpy() > 0
     mask = item.mask.copy()
-    if choice < 0.3:
+    if choice < 0.5:
         for slot in changed_slots(item.source, item.target):
             x, y = slot_corner(slot)
             mask[y:y + SLOT_SIZE, x:x + SLOT_SIZE] = True
     return mask
+
+
+def shifted(region: Region, random: np.random.Generator) -> Region:
+    """A box as an MLLM might see it, about half of its edges a little off; a background as it is."""
+    if region.box is None:
+        return region
+    off = random.integers(-SHIFT, SHIFT + 1, 4) * (random.random(4) < 0.5)
+    x0, y0, x1, y1 = np.clip(np.array(region.box) + off, 0, MAX_COORDINATE).tolist()
+    return Region(region.kind, (x0, y0, x1, y1))
 
 
 def encode(autoencoder: nn.Module, images: Tensor) -> Tensor:
@@ -82,7 +98,7 @@ def encode_chunk(autoencoder: nn.Module, first: int, count: int) -> dict[str, Te
 
 
 def cache_path(folder: Path, autoencoder: Path, count: int) -> Path:
-    key = hashlib.sha256(autoencoder.read_bytes() + f"v1 {count}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(autoencoder.read_bytes() + f"v2 {count}".encode()).hexdigest()[:16]
     return folder / f"latents-{key}.pt"
 
 

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlavaOnevisionForConditionalGeneration
+from transformers import DynamicCache, LlavaOnevisionForConditionalGeneration
 
 from mindedit_core.backbones.hf_vlm import IGNORED, pad
 from mindedit_core.backbones.llava_onevision import LlavaOnevision
 from mindedit_core.backbones.mini_config import mini_config
-from mindedit_core.backbones.mini_tokenizer import ASSISTANT, END, IMAGE, USER, save_tokenizer
+from mindedit_core.backbones.mini_tokenizer import ASSISTANT, END, USER, save_tokenizer
 from mindedit_core.model_files import save_model
 from mindedit_core.scenes import Scene
 from train.common import (
@@ -42,11 +42,13 @@ from train.common import (
 )
 from train.data import scenes
 from train.image_tokens import IMAGE_TOKENS, PATCHES, by_view, look_loss, meant_slots, patch_labels, word_loss
-from train.questions import Turn, describe, dialogue, foresee, imagine, locate, refer
+from train.questions import Turn, describe, follow, foresee, imagine, locate, mark, questions, refer
 from train.tiles import tiles
 from train.words import tokenizer
 
-QUESTIONS = 10
+QUESTIONS = 12
+GROUPS = 6  # of questions that are read at once: they are padded to the longest
+PAD_ID = 0
 PLACE_WEIGHT, WORD_WEIGHT, LOOK_WEIGHT = 0.05, 0.1, 0.2
 LOOKS, HEADS = 1, 2  # this layer's first heads learn to look at what a word means
 
@@ -73,54 +75,76 @@ def build(tower: Path) -> LlavaOnevisionForConditionalGeneration:
 
 
 def ids(text: str) -> list[int]:
-    return tokenizer()(text, add_special_tokens=False)["input_ids"]
+    return tokenizer()(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
 
 
-def encode(turns: list[Turn]) -> tuple[list[int], list[int]]:
-    """input_ids and labels of a dialogue; only answers and their end tokens are learnt."""
-    rows, labels = [], []
-    for number, (question, answer) in enumerate(turns):
-        prompt = f"{USER}{IMAGE * IMAGE_TOKENS if number == 0 else ''}{question}{ASSISTANT}"
-        asked, said = ids(prompt), ids(answer + END)
-        rows += asked + said
-        labels += [IGNORED] * len(asked) + said
-    return rows, labels
+def encode(turn: Turn) -> tuple[list[int], list[int]]:
+    """input_ids and labels of what follows the picture: only the answer and its end token are learnt."""
+    asked, said = ids(f"{turn[0]}{ASSISTANT}"), ids(turn[1] + END)
+    return asked + said, [IGNORED] * len(asked) + said
 
 
 def batches(schedule: Schedule):
     def batch_of(step: int) -> dict:
         batch = scenes(schedule.seed + 3, step, schedule.batch_size)
         random = np.random.default_rng([schedule.seed, step, 3])
-        return asked(batch, [dialogue(scene, random, QUESTIONS) for scene in batch])
+        return asked(batch, [questions(scene, random, QUESTIONS) for scene in batch])
     return batch_of
 
 
 def asked(batch: list[Scene], dialogues: list[list[Turn]]) -> dict:
-    """Pictures and their dialogues as tensors."""
-    encoded = [encode(turns) for turns in dialogues]
-    input_ids = pad([row for row, _ in encoded], 0, "right")
-    return {"pixel_values": tiles(batch), "input_ids": input_ids, "things": patch_labels(batch),
-            "labels": pad([labels for _, labels in encoded], IGNORED, "right"),
-            "meant": meant_slots(input_ids, batch)}
+    """Pictures, and the questions about all of them in groups of like length."""
+    turns = [(owner, *encode(turn)) for owner, dialogue in enumerate(dialogues) for turn in dialogue]
+    groups = [group(batch, alike) for alike in by_length(turns, GROUPS)]
+    return {"pixel_values": tiles(batch), "things": patch_labels(batch), "groups": groups}
 
 
-def read(mllm: LlavaOnevision, features: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Last states float[B, L, D], and how much each token looks at the image tokens, float[B, L, 78].
+def by_length(turns: list[tuple], count: int) -> list[list[tuple]]:
+    """At most `count` groups of turns of like length, with about as many tokens in each: little is padded."""
+    turns = sorted(turns, key=lambda turn: len(turn[1]))
+    ends = np.cumsum([len(row) for _, row, _ in turns])
+    numbers = np.minimum(count * (ends - 1) // ends[-1], count - 1)
+    return [[turn for turn, own in zip(turns, numbers, strict=True) if own == number] for number in np.unique(numbers)]
+
+
+def group(batch: list[Scene], turns: list[tuple[int, list[int], list[int]]]) -> dict[str, Tensor]:
+    """owner: int[N], whose picture;  input_ids, labels, meant: int[N, L]"""
+    input_ids = pad([row for _, row, _ in turns], PAD_ID, "right")
+    owners = [owner for owner, _, _ in turns]
+    return {"owner": torch.tensor(owners), "input_ids": input_ids,
+            "meant": meant_slots(input_ids, [batch[owner] for owner in owners]),
+            "labels": pad([labels for _, _, labels in turns], IGNORED, "right")}
+
+
+def look(mllm: LlavaOnevision, features: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values, float[B, H, 79, d] a layer, of what every question about a picture begins with.
 
     features: float[B, 78, D]
     """
-    model = mllm.model
-    embeds = model.get_input_embeddings()(input_ids)
-    places = input_ids == model.config.image_token_id
-    embeds = embeds.masked_scatter(places.unsqueeze(-1), features.to(embeds))
-    out = model.model.language_model(inputs_embeds=embeds, use_cache=False, output_attentions=True)
-    first = int(places[0].int().argmax())  # the same in every row: a dialogue begins with its picture
-    looks = out.attentions[LOOKS][:, :HEADS, :, first:first + IMAGE_TOKENS].mean(1)
+    user = mllm.model.get_input_embeddings().weight[ids(USER)].expand(len(features), -1, -1)
+    cache = DynamicCache()
+    mllm.model.model.language_model(inputs_embeds=torch.cat([user, features.to(user)], 1), past_key_values=cache,
+                                    use_cache=True)
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def read(mllm: LlavaOnevision, seen: list[tuple[Tensor, Tensor]], turns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Last states float[N, L, D] of a group, and how much each token looks at the image tokens, float[N, L, 78]."""
+    cache = DynamicCache()
+    for number, (keys, values) in enumerate(seen):
+        cache.update(keys[turns["owner"]], values[turns["owner"]], number)
+    before = cache.get_seq_length()
+    count, length = turns["input_ids"].shape
+    places = torch.arange(before, before + length, device=turns["owner"].device).expand(count, -1)
+    out = mllm.model.model.language_model(
+        inputs_embeds=mllm.model.get_input_embeddings()(turns["input_ids"]), past_key_values=cache, use_cache=True,
+        position_ids=places, output_attentions=True)
+    looks = out.attentions[LOOKS][:, :HEADS, :, before - IMAGE_TOKENS:before].mean(1)
     return out.last_hidden_state, looks
 
 
 def answer_logits(mllm: LlavaOnevision, hidden_states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and labels of the answer tokens alone: float[N, V], int[N]."""
+    """Logits and labels of the answer tokens alone: float[T, V], int[T]."""
     learnt = labels[:, 1:] != IGNORED
     return mllm.model.lm_head(hidden_states[:, :-1][learnt]), labels[:, 1:][learnt]
 
@@ -128,38 +152,40 @@ def answer_logits(mllm: LlavaOnevision, hidden_states: Tensor, labels: Tensor) -
 def losses(mllm: LlavaOnevision, student: Student):
     def compute(batch: dict) -> Losses:
         features = mllm.image_features(batch["pixel_values"])
-        hidden_states, looks = read(mllm, features, batch["input_ids"])
-        logits, wanted = answer_logits(mllm, hidden_states, batch["labels"])
+        seen = look(mllm, features)
+        pairs, looks = zip(*(answers(mllm, seen, turns) for turns in batch["groups"]), strict=True)
+        logits, wanted = (torch.cat(part) for part in zip(*pairs, strict=True))
         patches, words = by_view(features), mllm.model.get_input_embeddings().weight
         return {"answer": F.cross_entropy(logits.float(), wanted),
                 "place": PLACE_WEIGHT * student.place_loss(patches),
                 "word": WORD_WEIGHT * word_loss(patches, words, batch["things"]),
-                "look": LOOK_WEIGHT * look_loss(looks, batch["meant"])}
+                "look": LOOK_WEIGHT * torch.stack(looks).mean()}
     return compute
 
 
+def answers(mllm: LlavaOnevision, seen: list, turns: dict[str, Tensor]) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    hidden_states, looks = read(mllm, seen, turns)
+    return answer_logits(mllm, hidden_states, turns["labels"]), look_loss(looks, turns["meant"])
+
+
 @torch.no_grad()
-def exact(mllm: LlavaOnevision, batch: list[Scene], asks: Callable) -> tuple[float, float]:
-    """Shares of questions of this sort, and of descriptions, answered exactly (greedy, teacher-forced)."""
-    random = np.random.default_rng(5)
-    turns = [[asks(scene, random), describe(scene)] for scene in batch]
-    inputs = on_device(asked(batch, turns))
-    labels = inputs["labels"][:, 1:]
-    hidden_states, _ = read(mllm, mllm.image_features(inputs["pixel_values"]), inputs["input_ids"])
-    logits, wanted = answer_logits(mllm, hidden_states, inputs["labels"])
-    right = torch.ones_like(labels, dtype=torch.bool)
-    right[labels != IGNORED] = logits.argmax(-1) == wanted
-    lengths = torch.tensor([len(ids(turn[0][1] + END)) for turn in turns], device=labels.device)
-    first = (labels != IGNORED).cumsum(1) <= lengths[:, None]
-    return (right | ~first).all(1).float().mean().item(), (right | first).all(1).float().mean().item()
+def exact(mllm: LlavaOnevision, batch: list[Scene], asks: Callable) -> float:
+    """Share of questions of this sort that are answered exactly (greedy, teacher-forced)."""
+    random, right = np.random.default_rng(5), 0
+    inputs = on_device(asked(batch, [[asks(scene, random)] for scene in batch]))
+    seen = look(mllm, mllm.image_features(inputs["pixel_values"]))
+    for turns in inputs["groups"]:
+        hidden_states, _ = read(mllm, seen, turns)
+        wanted = turns["labels"][:, 1:]
+        said = mllm.model.lm_head(hidden_states[:, :-1]).argmax(-1)
+        right += ((said == wanted) | (wanted == IGNORED)).all(1).sum().item()
+    return right / len(batch)
 
 
 def validate(mllm: LlavaOnevision) -> dict[str, float]:
-    """On unseen scenes: references resolved from the picture, things located, wishes imagined, scenes described."""
-    batch = scenes(2**20, 0, 192)
-    reference, description = exact(mllm, batch, refer)
-    return {"reference": reference, "place": exact(mllm, batch, locate)[0], "wish": exact(mllm, batch, imagine)[0],
-            "change": exact(mllm, batch, foresee)[0], "description": description}
+    """On unseen scenes, by sort of question: references resolved, wishes foreseen, programs followed, ..."""
+    batch, sorts = scenes(2**20, 0, 192), (refer, locate, imagine, foresee, mark, follow, describe)
+    return {asks.__name__: exact(mllm, batch, asks) for asks in sorts}
 
 
 def main() -> None:

@@ -1,22 +1,29 @@
-"""Questions about a picture with their answers: what the mini's language model is brought up on before MIND-Edit."""
+"""Questions about a picture with their answers: what the mini's language model is brought up on before MIND-Edit.
+
+Every question is asked of the picture alone; none sees another's answer.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
+
 import numpy as np
 
-from mindedit_core.prompts import ANSWER_PREFIX, REGION_PREFIX
+from mindedit_core.contracts import Region
+from mindedit_core.prompts import ANSWER_PREFIX, KEEP_PREFIX, REGION_PREFIX, STEP_PREFIX, format_answer
 from mindedit_core.scenes import OPERATIONS, PLACES, Scene, Thing, caption
 from mindedit_core.scenes.edits import RELATIONS, landmarks, references
-from mindedit_core.scenes.grammar import changed_slots, describe_change, say
+from mindedit_core.scenes.grammar import changed_slots, describe_change, describe_step, say
 from mindedit_core.scenes.graph import neighbour
+from mindedit_core.scenes.regions import around, edit_regions, in_thousandths
 from mindedit_core.scenes.sampling import draw_program
 
 Turn = tuple[str, str]  # question, answer
-FORM = f"{ANSWER_PREFIX} {REGION_PREFIX} background 0 1 2 3 4 5 6 7 8 9"
-TWO_WISHES = 0.1  # share of wishes for two things, one after the other
+FORM = f"{STEP_PREFIX} {ANSWER_PREFIX} {REGION_PREFIX} background {KEEP_PREFIX} 0 1 2 3 4 5 6 7 8 9"
 
 
-def describe(scene: Scene) -> Turn:
+def describe(scene: Scene, random: np.random.Generator) -> Turn:
     return "describe the picture", caption(scene)
 
 
@@ -63,12 +70,17 @@ def meant(scene: Scene, random: np.random.Generator) -> tuple[Thing, str]:
     return thing, phrases[random.integers(min(1, len(phrases) - 1), len(phrases))]
 
 
-def wish(scene: Scene, random: np.random.Generator) -> tuple[str, Scene] | None:
-    """What a person might want of this picture, one thing or two, and the picture after it; None if none was found."""
-    count = 2 if random.random() < TWO_WISHES else 1
-    operations = [str(name) for name in random.choice(list(OPERATIONS), count, replace=False)]
+def box(scene: Scene, random: np.random.Generator) -> Turn:
+    """Where a thing lies, in thousandths of the picture."""
+    thing, phrase = meant(scene, random)
+    return f"which region is {phrase}", lines([in_thousandths("box", around(thing))])
+
+
+def wish(scene: Scene, random: np.random.Generator, parts: int = 1) -> tuple[str, list[Scene]] | None:
+    """What a person might want of this picture, in so many parts, and the picture after each; None: none was found."""
+    operations = [str(name) for name in random.choice(list(OPERATIONS), parts, replace=False)]
     drawn = draw_program(random, scene, operations)
-    return None if drawn is None or drawn[1].for_evaluation else drawn
+    return None if drawn is None or drawn[1][-1].for_evaluation else drawn
 
 
 def imagine(scene: Scene, random: np.random.Generator) -> Turn:
@@ -76,7 +88,7 @@ def imagine(scene: Scene, random: np.random.Generator) -> Turn:
     drawn = wish(scene, random)
     if drawn is None:
         return refer(scene, random)
-    words, after = drawn
+    words, (after,) = drawn
     slots = changed_slots(scene, after)
     if random.random() < 0.4:
         return f"{words}, where is the change", ", ".join(PLACES[slot] for slot in slots) or "background"
@@ -91,15 +103,36 @@ def foresee(scene: Scene, random: np.random.Generator) -> Turn:
     drawn = wish(scene, random)
     if drawn is None:
         return refer(scene, random)
-    words, after = drawn
-    said = describe_change(scene, after)  # with the background as context, left out where it stays
-    if after.background == scene.background:
-        said = said.removesuffix(f", {after.background} background")
-    return f"{words}, what changes", said
+    words, (after,) = drawn
+    return f"{words}, what changes", describe_step(scene, after)
 
 
-def repeat(random: np.random.Generator) -> Turn:
-    """Words to say again, of those that T_opt and its regions are framed with, which nothing else is answered with.
+def mark(scene: Scene, random: np.random.Generator) -> Turn:
+    """The regions of the picture that a wish would change."""
+    drawn = wish(scene, random)
+    if drawn is None:
+        return box(scene, random)
+    words, (after,) = drawn
+    return f"{words}, which region", lines(edit_regions(scene, after))
+
+
+def follow(scene: Scene, random: np.random.Generator) -> Turn:
+    """A wish of two to four parts, followed step by step, and everything that has changed in the end."""
+    drawn = wish(scene, random, parts=int(random.integers(2, 5)))
+    if drawn is None:
+        return foresee(scene, random)
+    words, scenes = drawn
+    steps = [describe_step(*pair) for pair in pairwise([scene, *scenes])]
+    told = format_answer(describe_change(scene, scenes[-1]), (), steps)
+    return f"{words}, step by step", told.replace(f"{ANSWER_PREFIX} ", "")
+
+
+def lines(regions: Iterable[Region]) -> str:
+    return format_answer("", regions).partition("\n")[2]
+
+
+def repeat(scene: Scene, random: np.random.Generator) -> Turn:
+    """Words to say again, of those that T_opt and its regions are framed with.
 
     What a model has never said LoRA cannot teach it well: the text head is frozen by then.
     """
@@ -115,14 +148,11 @@ def any_thing(scene: Scene, random: np.random.Generator) -> Thing:
     return scene.things[random.integers(len(scene.things))]
 
 
-def dialogue(scene: Scene, random: np.random.Generator, questions: int) -> list[Turn]:
-    """Questions of every sort, most of them about wishes; the description somewhere in the second half.
+SORTS = {at_place: 1, beside: 1, locate: 1, refer: 1, box: 1, imagine: 1, foresee: 8, mark: 2, follow: 3, repeat: 0.5,
+         describe: 1}  # -> how often it is asked
 
-    What is asked before it has to be read off the picture, what is asked after it may be looked up there.
-    """
-    sorts = (at_place, beside, locate, refer, *[imagine] * 2, *[foresee] * 8)
-    turns = [sorts[random.integers(len(sorts))](scene, random) for _ in range(questions)]
-    if random.random() < 0.5:
-        turns[random.integers(questions)] = repeat(random)
-    turns.insert(int(random.integers(questions // 2, questions + 1)), describe(scene))
-    return turns
+
+def questions(scene: Scene, random: np.random.Generator, count: int) -> list[Turn]:
+    """Questions of every sort, most of them about wishes."""
+    share = np.array(list(SORTS.values()))
+    return [list(SORTS)[sort](scene, random) for sort in random.choice(len(SORTS), count, p=share / share.sum())]

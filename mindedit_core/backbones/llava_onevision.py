@@ -39,7 +39,7 @@ from .hf_vlm import (
 from .llava_chat import read_chat
 from .llava_loading import fingerprint, load_folder
 
-MAX_NEW_TOKENS = 128
+MAX_NEW_TOKENS = 256  # a program of four steps with its regions takes the mini about 200
 NO_HEAD = (
     "no VisionHead is loaded, so the insight is off and the text alone guides the painter; load an adapter file from "
     "models/mindedit to turn it on"
@@ -463,4 +463,4 @@ def _answer_of(plan: Plan) -> str:
     answer = (plan.sections or {}).get("answer")
     if answer is not None and parse_optimized(answer, plan.raw, lambda _: 0).text.startswith(plan.text):
         return answer
-    return format_answer(plan.text, plan.regions)
+    return format_answer(plan.text, plan.regions, plan.steps)

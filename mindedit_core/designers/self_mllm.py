@@ -46,6 +46,7 @@ class SelfMLLM:
             parsed.text,
             "self",
             sections={"answer": generation.text},
+            steps=parsed.steps,
             regions=parsed.regions,
             states=generation.states,
             note=parsed.note,

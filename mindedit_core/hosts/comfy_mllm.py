@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoint import read_shapes
-from ..contracts import MAX_COORDINATE, Insight, Interrupted, Plan
+from ..contracts import Insight, Interrupted, Plan
 from ..prompts import token_counter
+from ..regions import region_mask
 from ..tensors import image_key
 from .comfy_folders import MINI, NO_ADAPTER, resolve_adapter, resolve_mllm
 from .comfy_managed import Box, compute_dtype, manage, stored_in, to_intermediate, unmanaged
@@ -123,7 +124,7 @@ class ManagedMLLM:
         instruction: str | Sequence[str],
         *,
         seed: int = 0,
-        max_new_tokens: int = 128,
+        max_new_tokens: int = 256,
         temperature: float = 0.0,
         on_token: OnToken | None = None,
     ) -> Plan | PlanBatch:
@@ -260,23 +261,10 @@ def joined(insights: Sequence[Insight]) -> Insight:
     return Insight(hidden, mask, image_embeds=together, clip_space=first.clip_space, note=first.note)
 
 
-def region_mask(plan: Plan | PlanBatch, height: int, width: int) -> Tensor:
-    """float[B, H, W]: 1 where the plan's region lines say that the edit takes place; all 0 if they say nothing.
-
-    `background` is everywhere: what else is there, the lines do not say.
-    """
+def region_masks(plan: Plan | PlanBatch, height: int, width: int) -> Tensor:
+    """float[B, H, W]: `regions.region_mask` of every picture's plan."""
     plans = plan if isinstance(plan, PlanBatch) else [plan]
-    return torch.stack([_region_mask(each, height, width) for each in plans])
-
-
-def _region_mask(plan: Plan, height: int, width: int) -> Tensor:
-    mask = torch.zeros(height, width)
-    for region in plan.regions:
-        x0, y0, x1, y1 = region.box or (0.0, 0.0, MAX_COORDINATE, MAX_COORDINATE)
-        rows = slice(int(y0 * height / MAX_COORDINATE), max(1, round(y1 * height / MAX_COORDINATE)))
-        columns = slice(int(x0 * width / MAX_COORDINATE), max(1, round(x1 * width / MAX_COORDINATE)))
-        mask[rows, columns] = 1.0
-    return mask
+    return torch.stack([region_mask(each.regions, height, width) for each in plans])
 
 
 def embeds(insight: Insight) -> tuple[Tensor, Tensor]:

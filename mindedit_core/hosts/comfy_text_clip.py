@@ -47,7 +47,7 @@ class ClipWriter:
         instruction: str,
         *,
         seed: int = 0,
-        max_new_tokens: int = 128,
+        max_new_tokens: int = 256,
         temperature: float = 0.0,
         on_token: Callable[[str, int], None] | None = None,
     ) -> Plan:
@@ -56,4 +56,5 @@ class ClipWriter:
         sampling = {"do_sample": temperature > 0, "temperature": max(temperature, 1e-3), "seed": seed}
         answer = self.clip.decode(self.clip.generate(tokens, max_length=max_new_tokens, **sampling))
         parsed = parse_optimized(answer, instruction)
-        return Plan(instruction, parsed.text, designer="clip", regions=parsed.regions, note=parsed.note)
+        found = {"steps": parsed.steps, "regions": parsed.regions, "note": parsed.note}
+        return Plan(instruction, parsed.text, designer="clip", **found)

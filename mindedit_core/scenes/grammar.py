@@ -50,6 +50,13 @@ def describe_change(source: Scene, target: Scene) -> str:
     return ", ".join([*facts, f"{target.background} background"])
 
 
+def describe_step(source: Scene, target: Scene) -> str:
+    """One step of a program: as T_opt, but the background is told only where it changes."""
+    said = describe_change(source, target)
+    kept = f", {target.background} background"
+    return said.removesuffix(kept) if target.background == source.background else said
+
+
 def parse(description: str) -> Facts:
     """Facts of a description in any order.
 

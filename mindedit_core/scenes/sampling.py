@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
+from ..contracts import Region
 from .draw import edit_mask, render
 from .edits import OPERATIONS, Edit
-from .grammar import caption, changed_slots, describe_change
-from .graph import BACKGROUNDS, COLOURS, EVALUATION_SEEDS, KINDS, OFFSETS, SIZES, VERSION, Scene, Thing, box_of
+from .grammar import caption, changed_slots, describe_change, describe_step
+from .graph import BACKGROUNDS, COLOURS, EVALUATION_SEEDS, KINDS, OFFSETS, SIZES, VERSION, Scene, Thing
+from .regions import edit_regions
 
 THEN = ", then "
 
@@ -24,6 +27,7 @@ class Sample:
     instruction: str  # T_raw: vague, needs the picture
     optimized: str  # T_opt: precise
     operations: tuple[str, ...]
+    between: tuple[Scene, ...] = ()  # of a program: what each step but the last leaves
 
     @property
     def operation(self) -> str:
@@ -50,15 +54,15 @@ class Sample:
         return caption(self.target)
 
     @property
-    def regions(self) -> tuple:
-        """Where the edit happens: boxes (x0, y0, x1, y1) in 0..1000 of changed slots, "background" if that changes."""
-        boxes = []
-        for slot in changed_slots(self.source, self.target):
-            things = [thing for thing in (self.source.at(slot), self.target.at(slot)) if thing]
-            corners = np.array([box_of(thing) for thing in things])
-            x0, y0, x1, y1 = *corners.min(0)[:2], *corners.max(0)[2:]
-            boxes.append(tuple(round(1000 * int(value) / 128) for value in (x0, y0, x1, y1)))
-        return (*boxes, *(["background"] if self.source.background != self.target.background else []))
+    def steps(self) -> tuple[str, ...]:
+        """What each step of a program changes, in the scene that the one before left; () for a single edit."""
+        scenes = (self.source, *self.between, self.target)
+        return tuple(describe_step(*pair) for pair in pairwise(scenes)) if self.between else ()
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """Where the edit happens, in thousandths of the picture; see `regions.edit_regions`."""
+        return edit_regions(self.source, self.target)
 
 
 def draw_thing(random: np.random.Generator, slot: int, colour: str | None = None) -> Thing:
@@ -100,16 +104,17 @@ def jittered(random: np.random.Generator, before: Scene, after: Scene) -> Scene:
     return after
 
 
-def draw_program(random: np.random.Generator, source: Scene, operations: list[str]) -> tuple[str, Scene] | None:
-    words, scene = [], source
+def draw_program(random: np.random.Generator, source: Scene, operations: list[str]) -> tuple[str, list[Scene]] | None:
+    """Edits of these operations one after the other: the instruction, and the scene that each of them leaves."""
+    words, scenes = [], [source]
     for operation in operations:
-        edit = draw_edit(random, scene, operation)
+        edit = draw_edit(random, scenes[-1], operation)
         if edit is None:
             return None
         words.append(edit[0])
-        scene = edit[1]
-    changes = len(changed_slots(source, scene)) + (source.background != scene.background)
-    return (THEN.join(words), scene) if changes >= min(len(operations), 2) else None
+        scenes.append(edit[1])
+    changes = len(changed_slots(source, scenes[-1])) + (source.background != scenes[-1].background)
+    return (THEN.join(words), scenes[1:]) if changes >= min(len(operations), 2) else None
 
 
 def sample(seed: int, *, version: int = VERSION, operation: str | None = None, steps: int = 1) -> Sample:
@@ -135,6 +140,7 @@ def sample(seed: int, *, version: int = VERSION, operation: str | None = None, s
             continue
         for _ in range(6):
             edit = draw_program(random, source, operations)
-            if edit and edit[1].for_evaluation == mine:
-                optimized = describe_change(source, edit[1])
-                return Sample(source, edit[1], edit[0], optimized, tuple(operations))
+            if edit and edit[1][-1].for_evaluation == mine:
+                *between, target = edit[1]
+                optimized = describe_change(source, target)
+                return Sample(source, target, edit[0], optimized, tuple(operations), tuple(between))

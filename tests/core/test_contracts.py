@@ -58,6 +58,7 @@ def test_states_belong_to_one_picture_and_one_mllm():
         ("box", None),
         ("background", (0, 0, 1, 1)),
         ("circle", None),
+        ("keep", None),
         ("box", (5, 0, 5, 9)),
         ("box", (0, 9, 5, 1)),
         ("box", (-1, 0, 5, 9)),

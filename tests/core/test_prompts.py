@@ -60,6 +60,13 @@ def test_regions_are_read_and_unreadable_ones_are_said():
     assert parsed.regions == (BOX, Region("background")) and "top left" in parsed.note
 
 
+def test_steps_and_kept_boxes_are_read_in_any_dress():
+    answer = "Step 1: red cat\n- **step:** night sky.\noptimized instruction: red cat, night\nregion: background\n"
+    parsed = parse_optimized(answer + "keep: 120 40 300 260\nKEEP: background", "raw")
+    assert parsed.steps == ("red cat", "night sky.") and parsed.text == "red cat, night"
+    assert parsed.regions == (Region("background"), Region("keep", BOX.box)) and "background" in parsed.note
+
+
 def test_boxes_are_ordered_and_clipped_to_the_picture():
     parsed = parse_optimized("optimized instruction: x\nregion: [300, 1260, 120, -5]\nregion: 5 5 5 9", "raw")
     assert parsed.regions == (Region("box", (120.0, 0.0, 300.0, 1000.0)),) and "5 5 5 9" in parsed.note
@@ -70,6 +77,10 @@ def test_what_is_written_is_read_back():
     parsed = parse_optimized(answer, "raw")
     assert parsed.text == "small red cat at bottom left, grass background"
     assert parsed.regions == (BOX, Region("background")) and parsed.note == ""
+    whole = format_answer("night", [Region("background"), Region("keep", BOX.box)], ["red cat", "night"])
+    parsed = parse_optimized(whole, "raw")
+    assert (parsed.text, parsed.steps) == ("night", ("red cat", "night"))
+    assert parsed.regions == (Region("background"), Region("keep", BOX.box)) and parsed.note == ""
 
 
 def test_a_long_description_is_cut_at_a_comma_to_what_clip_reads():

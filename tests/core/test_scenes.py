@@ -179,3 +179,21 @@ def test_unknown_version_and_operation_are_refused():
 def test_a_slot_holds_one_thing():
     with pytest.raises(ValueError, match="at most one thing"):
         Scene("sky", (Thing(0, "cat", "red", "small"), Thing(0, "cup", "red", "small")))
+
+
+# Programs ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_steps_of_a_program_add_up_to_its_description():
+    for seed in range(40):
+        item = sample(seed, steps=2 + seed % 3)
+        facts = {"background": item.source.background} | parse(item.source_caption)
+        for step in item.steps:
+            facts |= parse(step) if step else {}
+        told = {place: look for place, look in facts.items() if look is not None}
+        assert told == parse(item.target_caption)
+
+
+def test_a_single_edit_has_no_steps_and_a_move_two_regions():
+    item = sample(3, operation="move")
+    assert item.steps == () and [region.kind for region in item.regions] == ["box", "box"]

@@ -16,7 +16,7 @@ from mindedit_core.contracts import Misfit, Plan, Region
 from mindedit_core.designers.self_mllm import SelfMLLM
 from mindedit_core.hosts import comfy_managed, comfy_mllm
 from mindedit_core.hosts.comfy_folders import MINI, NO_ADAPTER
-from mindedit_core.hosts.comfy_mllm import embeds, load_mllm, region_mask
+from mindedit_core.hosts.comfy_mllm import PlanBatch, embeds, load_mllm, region_masks
 
 WISH = "make the small red cat big"
 
@@ -308,15 +308,10 @@ def test_an_adapter_of_another_mllm_is_refused(mini_folder, tmp_path):
 # Regions and embeds --------------------------------------------------------------------------------------------------
 
 
-def test_region_lines_become_a_mask():
-    plan = Plan("raw", "text", regions=(Region("box", (0.0, 500.0, 250.0, 1000.0)),))
-    mask = region_mask(plan, 8, 16)
-    assert mask.shape == (1, 8, 16) and mask.sum() == 4 * 4
-    assert mask[0, 4:, :4].all()
-    assert region_mask(Plan("raw", "text"), 4, 4).sum() == 0
-    assert region_mask(Plan("raw", "text", regions=(Region("background"),)), 4, 4).all()
-    tiny = Plan("raw", "text", regions=(Region("box", (999.0, 999.0, 1000.0, 1000.0)),))
-    assert region_mask(tiny, 2, 2).sum() == 1
+def test_every_picture_of_a_batch_gets_the_mask_of_its_own_region_lines():
+    first, second = Plan("raw", "text", regions=(Region("box", (0.0, 500.0, 250.0, 1000.0)),)), Plan("raw", "text")
+    masks = region_masks(PlanBatch([first, second]), 8, 16)
+    assert masks.shape == (2, 8, 16) and masks[0, 4:, :4].all() and not masks[1].any()
 
 
 def test_embeds_are_the_embedding_and_zeros(mllm, image):
