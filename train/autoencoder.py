@@ -1,10 +1,10 @@
 """Trains the mini's autoencoder: a diffusers AutoencoderDC, 128 px -> 8x8x16 latents, shared by all minis.
 
-    python -m train.autoencoder --steps 26000        # about 100 minutes on one core of a small CPU: 34.8 dB, unseen
-    python -m train.autoencoder --warm --decoder-only          # more of the picture from the same latents
+    python -m train.autoencoder                                 # about 100 minutes on one core of a small CPU: 34.8 dB
+    python -m train.autoencoder --set warm=true --set decoder_only=true    # more of the picture from the same latents
 
-The shipped one came in two stages: 6500 steps of 16 without the decoder's last blocks (31.8 dB), then `--warm
---steps 13000 --batch-size 8 --learning-rate 1.5e-3 --ema 0.999 --decay 0.4` with them (34.8 dB).
+The shipped one came in two stages: 6500 steps of 16 without the decoder's last blocks (31.8 dB), then 13000 of 8 from
+there (`--set warm=true --set steps=13000`) with them (34.8 dB, unseen pictures).
 
 Loss: mean squared error + 0.1 x mean absolute error. A quarter of the pictures carry grey boxes, as an inpainting
 painter's masked picture does; a little noise on the latents keeps the decoder calm about a painter's small errors.
@@ -13,6 +13,7 @@ painter's masked picture does; a little noise on the latents keeps the decoder c
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -24,9 +25,20 @@ from torch import Tensor, nn
 from mindedit_core.model_files import save_model
 from mindedit_core.scenes import BACKGROUNDS, Scene, render
 from mindedit_core.scenes.sampling import draw_thing
-from train.common import Losses, Run, Schedule, arguments, fit, run_folder, schedule_of, steps_before, warm
+from train.config import Training, read_config
 from train.data import pictures, scenes, to_model, training_scene
+from train.loop import Losses, Scores, fit
+from train.stages import provenance, run_folder, save_beside, seeded, steps_before, warm
 
+
+@dataclass(frozen=True, kw_only=True)
+class Autoencoder(Training):
+    """decoder_only: keep the latents, so that painters stay valid."""
+
+    decoder_only: bool = False
+
+
+PRESETS = {"mini": Autoencoder(steps=26000, learning_rate=1.5e-3, batch_size=8, ema=0.999, decay=0.4)}
 POOL = 16384  # pictures, 0.8 GB in memory
 NOISE = 0.05  # on latents, in units of their standard deviation
 VALIDATION = 64
@@ -74,28 +86,33 @@ def picture(number: int) -> np.ndarray:
     return render(crowded(random) if number % 4 else training_scene(random))
 
 
-def batches(schedule: Schedule):
-    def batch_of(step: int) -> dict:
-        random = np.random.default_rng([schedule.seed, step, 1])
-        drawn = random.integers(0, POOL, schedule.batch_size)
+def batches(config: Training):
+    def batch_of(number: int) -> dict:
+        random = np.random.default_rng([config.seed, number, 1])
+        drawn = random.integers(0, POOL, config.batch_size)
         images = grey_boxes(to_model(np.stack([picture(int(number)) for number in drawn])), random)
         noise = random.standard_normal((len(images), 16, 8, 8), np.float32)
         return {"images": images.to(memory_format=torch.channels_last), "noise": torch.from_numpy(noise)}
     return batch_of
 
 
-def losses(model: AutoencoderDC):
-    def compute(batch: dict) -> Losses:
-        latents = model.encode(batch["images"]).latent
+class Student(nn.Module):
+    """The autoencoder and its loss."""
+
+    def __init__(self, model: AutoencoderDC):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict) -> Losses:
+        latents = self.model.encode(batch["images"]).latent
         latents = latents + NOISE * latents.detach().std() * batch["noise"]
-        decoded = model.decode(latents).sample.float()
+        decoded = self.model.decode(latents).sample.float()
         return {"mse": F.mse_loss(decoded, batch["images"]), "mae": 0.1 * F.l1_loss(decoded, batch["images"]),
                 "size": 1e-5 * latents.float().pow(2).mean()}
-    return compute
 
 
 @torch.no_grad()
-def validate(model: AutoencoderDC) -> dict[str, float]:
+def validate(model: AutoencoderDC) -> Scores:
     """PSNR in dB over unseen pictures, by mean squared error of 0..1 values."""
     images = pictures(scenes(2**20, 0, VALIDATION)).to(model.device)
     latents = model.encode(images).latent
@@ -104,25 +121,20 @@ def validate(model: AutoencoderDC) -> dict[str, float]:
 
 
 def main() -> None:
-    def add(parser):
-        parser.add_argument("--decoder-only", action="store_true", help="keep the latents: painters stay valid")
-
-    options = arguments(__doc__, Schedule(steps=26000, learning_rate=1.5e-3, batch_size=8, ema=0.999, decay=0.4),
-                        add)
-    schedule = schedule_of(options)
-    torch.manual_seed(schedule.seed)
-    model = (warm(options, "autoencoder") or build()).to(memory_format=torch.channels_last)
-    model.encoder.requires_grad_(not options.decoder_only)
-    before = steps_before(options, "autoencoder")
-    run = Run(run_folder(options, "autoencoder"), model, schedule)
-    model = fit(run, batches(schedule), losses(model), validate)
+    config = read_config(PRESETS, __doc__)
+    seeded(config)
+    model = (warm(config, "autoencoder") or build()).to(memory_format=torch.channels_last)
+    model.encoder.requires_grad_(not config.decoder_only)
+    before = steps_before(config, "autoencoder")
+    run = fit("train.autoencoder", run_folder(config, "autoencoder"), Student(model), config, batches(config),
+              lambda: validate(model))
     score = validate(model)
-    if not options.decoder_only:
+    if not config.decoder_only:
         model.register_to_config(scaling_factor=round(1 / score["latent_std"], 5))
-    save_model(options.weights / "autoencoder.safetensors", "autoencoder", model,
-               {"recipe": "train.autoencoder", "seed": schedule.seed, "steps": before + run.step, "data": "scenes v1",
-                "score": score})
-    print(score)
+    if run.accelerator.is_main_process:
+        save_model(config.weights / "autoencoder.safetensors", "autoencoder", model,
+                   provenance(config, "train.autoencoder", before + run.step, score))
+        save_beside(config, "train.autoencoder", config.weights / "autoencoder.safetensors")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Trains the mini's CLIP: its text model is the painter's, its image embeddings are the space of v_insight.
 
-    python -m train.clip --steps 1600                # about 15 minutes on one core of a small CPU
+    python -m train.clip                             # about 15 minutes on one core of a small CPU
     expected: 90 % of unseen pictures find their caption among 256
 
 Loss: CLIP's contrastive one, half of it on partial captions; and, because our data is small, readers that are thrown
@@ -18,12 +18,15 @@ from transformers import CLIPConfig, CLIPModel
 from mindedit_core.backbones.mini_tokenizer import save_tokenizer
 from mindedit_core.losses import contrastive_loss
 from mindedit_core.model_files import save_model
-from train.common import Losses, Run, Schedule, arguments, fit, on_device, run_folder, schedule_of, steps_before, warm
+from train.config import Training, read_config
 from train.data import pictures, scenes, slot_labels
 from train.facts import fact_ends, fact_labels, part, tokens, whole
+from train.loop import Losses, Scores, fit, on_device
 from train.slots import PARTS, SlotReader, reading_accuracy, reading_losses
+from train.stages import provenance, run_folder, save_beside, seeded, steps_before, warm
 from train.words import tokenizer
 
+PRESETS = {"mini": Training(steps=1600, learning_rate=1e-3, batch_size=64, ema=0.998)}
 WIDTH, EMBED = 192, 256
 FACT_PARTS = {"place": 10, **PARTS}
 
@@ -48,7 +51,18 @@ class Student(nn.Module):
         self.register_buffer("near", near_slots(side=8), persistent=False)
         self.fact = nn.Linear(WIDTH, sum(FACT_PARTS.values()))
 
-    def forward(self, pixel_values: Tensor, text: dict[str, Tensor]):
+    def forward(self, batch: dict) -> Losses:
+        image_embeds, text_embeds, states, slots = self.embed(batch["pixel_values"], batch["text"])
+        scale = self.clip.logit_scale.exp().clamp(max=100)
+        named = {"contrast": contrastive_loss(image_embeds, text_embeds, scale)}
+        named |= {f"image_{name}": loss for name, loss in
+                  reading_losses(self.scene(None, image_embeds), batch["scene"]).items()}
+        named |= {f"slot_{name}": loss for name, loss in reading_losses(slots, batch["scene"]).items()}
+        at_ends = self.fact(states[fact_ends(batch["text"]["input_ids"])]).split(list(FACT_PARTS.values()), -1)
+        facts = reading_losses(dict(zip(FACT_PARTS, at_ends, strict=True)), batch["facts"])
+        return named | {f"fact_{name}": 0.5 * loss for name, loss in facts.items()}
+
+    def embed(self, pixel_values: Tensor, text: dict[str, Tensor]):
         vision = self.clip.vision_model(pixel_values)
         language = self.clip.text_model(**text)
         patches = self.near @ vision.last_hidden_state[:, 1:]  # float[B, 9, WIDTH]
@@ -65,10 +79,10 @@ def near_slots(side: int) -> Tensor:
     return torch.einsum("i y, j x -> i j y x", weight, weight).reshape(9, side * side)
 
 
-def batches(schedule: Schedule):
-    def batch_of(step: int) -> dict:
-        batch = scenes(schedule.seed + 2, step, schedule.batch_size)
-        random = np.random.default_rng([schedule.seed, step, 2])
+def batches(config: Training):
+    def batch_of(number: int) -> dict:
+        batch = scenes(config.seed + 2, number, config.batch_size)
+        random = np.random.default_rng([config.seed, number, 2])
         said = [whole(scene) if row % 2 else part(scene, random) for row, scene in enumerate(batch)]
         text = tokens([caption.text for caption in said])
         length = int(text["attention_mask"].sum(1).max())
@@ -77,26 +91,12 @@ def batches(schedule: Schedule):
     return batch_of
 
 
-def losses(student: Student):
-    def compute(batch: dict) -> Losses:
-        image_embeds, text_embeds, states, slots = student(batch["pixel_values"], batch["text"])
-        scale = student.clip.logit_scale.exp().clamp(max=100)
-        named = {"contrast": contrastive_loss(image_embeds, text_embeds, scale)}
-        named |= {f"image_{name}": loss for name, loss in
-                  reading_losses(student.scene(None, image_embeds), batch["scene"]).items()}
-        named |= {f"slot_{name}": loss for name, loss in reading_losses(slots, batch["scene"]).items()}
-        at_ends = student.fact(states[fact_ends(batch["text"]["input_ids"])]).split(list(FACT_PARTS.values()), -1)
-        facts = reading_losses(dict(zip(FACT_PARTS, at_ends, strict=True)), batch["facts"])
-        return named | {f"fact_{name}": 0.5 * loss for name, loss in facts.items()}
-    return compute
-
-
 @torch.no_grad()
-def validate(student: Student) -> dict[str, float]:
+def validate(student: Student) -> Scores:
     """Share of 256 unseen pictures whose own caption is the nearest, and what the embedding tells of the scene."""
     batch = scenes(2**20, 0, 256)
     text = on_device(tokens([whole(scene).text for scene in batch]))
-    image_embeds, text_embeds, _, _ = student(on_device(pictures(batch)), text)
+    image_embeds, text_embeds, _, _ = student.embed(on_device(pictures(batch)), text)
     nearest = (F.normalize(image_embeds) @ F.normalize(text_embeds).T).argmax(1)
     found = (nearest.cpu() == torch.arange(256)).float().mean().item()
     return {"retrieval": found, **reading_accuracy(student.scene(None, image_embeds), on_device(slot_labels(batch))),
@@ -104,19 +104,16 @@ def validate(student: Student) -> dict[str, float]:
 
 
 def main() -> None:
-    options = arguments(__doc__, Schedule(steps=1600, learning_rate=1e-3, batch_size=64, ema=0.998))
-    schedule = schedule_of(options)
-    torch.manual_seed(schedule.seed)
-    student = Student(warm(options, "clip") or build())
-    before = steps_before(options, "clip")
-    run = Run(run_folder(options, "clip"), student, schedule)
-    student = fit(run, batches(schedule), losses(student), validate)
-    score = validate(student)
-    save_model(options.weights / "clip.safetensors", "clip", student.clip,
-               {"recipe": "train.clip", "seed": schedule.seed, "steps": before + run.step,
-                "data": "scenes v1", "score": score})
-    save_tokenizer(tokenizer(), options.weights / "tokenizer.json")
-    print(score)
+    config = read_config(PRESETS, __doc__)
+    seeded(config)
+    student = Student(warm(config, "clip") or build())
+    before = steps_before(config, "clip")
+    run = fit("train.clip", run_folder(config, "clip"), student, config, batches(config), lambda: validate(student))
+    if run.accelerator.is_main_process:
+        save_model(config.weights / "clip.safetensors", "clip", student.clip,
+                   provenance(config, "train.clip", before + run.step, validate(student)))
+        save_tokenizer(tokenizer(), config.weights / "tokenizer.json")
+        save_beside(config, "train.clip", config.weights / "clip.safetensors")
 
 
 if __name__ == "__main__":

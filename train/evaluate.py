@@ -31,7 +31,7 @@ from mindedit_core.metrics import bootstrap_interval, mask_box, paired_interval,
 from mindedit_core.pipeline import join_conditions
 from mindedit_core.scenes import EVALUATION_SEEDS, OPERATIONS, Sample, judge_picture, judge_text, sample
 from mindedit_core.tensors import composite
-from train.mind_edit import image_embeds, target_pixels
+from train.clip_target import image_embeds, target_pixels
 
 VARIANTS = {  # name -> whose text, whose insight the painter is told
     "full": ("model", "model"), "text_only": ("model", "none"), "insight_only": ("raw", "model"),

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from mindedit_core.contracts import MAX_COORDINATE, Region
-from mindedit_core.model_files import load_model
+from mindedit_core.model_files import MINI_FOLDER, load_model
 from mindedit_core.painters.unet import latent_mask
 from mindedit_core.regions import region_mask
 from mindedit_core.scenes import Sample, sample
 from mindedit_core.scenes.grammar import changed_slots
 from mindedit_core.scenes.graph import SLOT_SIZE, slot_corner
-from train.common import DEVICE, WEIGHTS, on_device
 from train.data import to_model
+from train.loop import device, on_device
 
 CHUNK = 50
 PROGRAMS = 0.5  # share of samples that change several things: which look belongs to which place is learnt there
@@ -80,7 +80,7 @@ def shifted(region: Region, random: np.random.Generator) -> Region:
 
 def encode(autoencoder: nn.Module, images: Tensor) -> Tensor:
     images = on_device(images.to(memory_format=torch.channels_last))
-    with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
+    with torch.no_grad(), torch.autocast(device().type, torch.bfloat16):
         latents = autoencoder.encode(images).latent
     return (latents.float() * autoencoder.config.scaling_factor).half().cpu()
 
@@ -114,7 +114,7 @@ def make(path: Path, autoencoder: nn.Module, count: int) -> None:
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     done: list[dict] = torch.load(part, weights_only=True) if part.exists() else []
-    autoencoder = autoencoder.to(DEVICE, memory_format=torch.channels_last)
+    autoencoder = autoencoder.to(device(), memory_format=torch.channels_last)
     for first in range(len(done) * CHUNK, count, CHUNK):
         done.append(encode_chunk(autoencoder, first, min(CHUNK, count - first)))
         if len(done) % 40 == 0:
@@ -128,7 +128,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=20000)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--weights", type=Path, default=MINI_FOLDER)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(len(latents(options.runs, options.weights, options.count)))

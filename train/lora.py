@@ -1,50 +1,45 @@
-"""LoRA for training: low-rank branches beside frozen Linear layers (Hu et al. 2021), saved in the adapter's layout."""
+"""LoRA for training, by peft, put into the frozen language model in place; saved in our adapter's layout."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoraLinear
+from torch import nn
 
 from mindedit_core.backbones.lora import LoraPair
 
 
-class LoraLinear(nn.Linear):
-    """W x + (alpha / r) B A x; A random, B zero: at the start nothing is changed."""
+def add_lora(language_model: nn.Module, rank: int, alpha: float, layers: Iterable[int], dropout: float = 0.0) -> None:
+    """Give every Linear of these decoder layers a branch (alpha / rank) B A x, B zero at the start; in place.
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float):
-        nn.Module.__init__(self)
-        self.in_features, self.out_features, self.weight, self.bias = (base.in_features, base.out_features,
-                                                                       base.weight, base.bias)
-        self.rank, self.alpha = rank, alpha
-        self.lora_a = nn.Parameter(torch.randn(rank, base.in_features) * base.in_features**-0.5)
-        self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias) + self.alpha / self.rank * F.linear(F.linear(x, self.lora_a),
-                                                                                      self.lora_b)
+    Raises ValueError if there is none.
+    """
+    paths = [f"layers.{number}.{name}" for number in layers
+             for name, child in language_model.layers[number].named_modules() if type(child) is nn.Linear]
+    if not paths:
+        raise ValueError("these layers of the language model have no Linear that LoRA could change")
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=paths)
+    inject_adapter_in_model(config, language_model)
 
 
-def add_lora(module: nn.Module, rank: int, alpha: float) -> None:
-    """Give every Linear below `module` a branch, in place."""
-    for name, child in list(module.named_modules()):
-        if type(child) is nn.Linear:
-            parent, _, last = name.rpartition(".")
-            setattr(module.get_submodule(parent), last, LoraLinear(child, rank, alpha))
+def branches(model: nn.Module) -> dict[str, LoraLinear]:
+    """Module path -> layer with a branch."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
 
 
 @torch.no_grad()
 def take_pairs(model: nn.Module, pairs: Mapping[str, LoraPair]) -> None:
     """Go on from trained branches; the inverse of `pairs_of`. Raises KeyError for a module without a branch."""
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
+    layers = branches(model)
     for name, pair in pairs.items():
-        layers[name].lora_a.copy_(pair.down)
-        layers[name].lora_b.copy_(pair.up)
+        layers[name].lora_A["default"].weight.copy_(pair.down)
+        layers[name].lora_B["default"].weight.copy_(pair.up)
 
 
 def pairs_of(model: nn.Module) -> dict[str, LoraPair]:
     """The trained branches by the module path that they belong to."""
-    return {name: LoraPair(layer.lora_a.detach(), layer.lora_b.detach(), layer.alpha)
-            for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
+    return {name: LoraPair(layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach(),
+                           float(layer.lora_alpha["default"])) for name, layer in branches(model).items()}

@@ -22,6 +22,7 @@ class EditRecord:
     instruction: T_raw on one line;  optimized: T_opt, if it is known;  regions: where T_opt's change takes place
     source, target: uint8[H, W, 3];  mask: bool[H, W], True where the edit is;  all of one size
     kind: the dataset's own name for this sort of edit;  notes: what was done to the row to make it fit
+    steps: what each part of an instruction of several parts changes
     """
 
     id: str
@@ -35,6 +36,7 @@ class EditRecord:
     regions: tuple[Region, ...] = ()
     kind: str | None = None
     notes: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         height, width = self.source.shape[:2]

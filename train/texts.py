@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from train.common import DEVICE, on_device
 from train.facts import tokens
+from train.loop import device, on_device
 
 CHUNK = 64
 
@@ -25,7 +25,7 @@ class TextStates:
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> Tensor:
-        with torch.autocast(DEVICE.type, torch.bfloat16):
+        with torch.autocast(device().type, torch.bfloat16):
             return self.clip.text_model(**on_device(tokens(texts))).last_hidden_state.float()
 
     def __call__(self, texts: list[str]) -> Tensor:

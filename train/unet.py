@@ -1,7 +1,7 @@
 """Trains the mini's painters: SD1.5-type UNets on cached latents, text by the frozen CLIP.
 
-    python -m train.unet --painter inpaint --steps 6000     # about 100 minutes on one core of a small CPU
-    python -m train.unet --painter img2img --steps 6000     # whichever comes second starts from the first
+    python -m train.unet                             # inpaint: about 100 minutes on one core of a small CPU
+    python -m train.unet --config img2img            # whichever comes second starts from the first
     measured after 7600 steps: 94 % of unseen edits right with the true mask and T_opt (inpaint)
 
 Epsilon prediction on SD1.5's noise schedule, weighted as EDM weights pictures (`losses.edm_weight`), text dropped one
@@ -12,13 +12,16 @@ The img2img painter learns whole scenes, parts of scenes, and T_opt; the inpaint
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -27,12 +30,25 @@ from mindedit_core.contracts import Condition, PaintSettings, Plan
 from mindedit_core.losses import edm_weight, epsilon_loss
 from mindedit_core.model_files import load_model, save_model
 from mindedit_core.painters.unet import UNetPainter
-from mindedit_core.scenes import OPERATIONS, judge_picture, sample
-from train.common import DEVICE, Losses, Run, Schedule, arguments, fit, run_folder, schedule_of, steps_before, warm
+from mindedit_core.scenes import OPERATIONS, Sample, judge_picture, sample
+from train.config import Training, read_config
 from train.facts import part, whole
 from train.latents import Cache, known, latents
+from train.loop import Losses, Scores, device, fit
+from train.stages import frozen, provenance, run_folder, save_beside, seeded, steps_before, warm
 from train.texts import TextStates
 
+
+@dataclass(frozen=True, kw_only=True)
+class Painter(Training):
+    """painter: which UNet;  count: cached samples that it learns from."""
+
+    painter: Literal["inpaint", "img2img"] = "inpaint"
+    count: int = 40000
+
+
+INPAINT = Painter(steps=6000, learning_rate=1e-3, batch_size=64)
+PRESETS = {"inpaint": INPAINT, "img2img": replace(INPAINT, painter="img2img")}
 CHANNELS = 16
 GAMMA = 5.0
 VALIDATION = 64
@@ -76,13 +92,13 @@ def caption(number: int, painter: str, random: np.random.Generator) -> tuple[str
     return (whole(scene) if choice < 0.9 else part(scene, random)).text, which
 
 
-def batches(schedule: Schedule, cache: Cache, painter: str):
-    def batch_of(step: int) -> dict:
-        random = np.random.default_rng([schedule.seed, step, 6])
-        rows = random.integers(0, len(cache), schedule.batch_size)
-        said = [caption(int(row), painter, random) for row in rows]
+def batches(config: Painter, cache: Cache):
+    def batch_of(number: int) -> dict:
+        random = np.random.default_rng([config.seed, number, 6])
+        rows = random.integers(0, len(cache), config.batch_size)
+        said = [caption(int(row), config.painter, random) for row in rows]
         clean = torch.stack([getattr(cache, which)[row] for row, (_, which) in zip(rows, said, strict=True)])
-        return {"clean": clean.float(), "text": [text for text, _ in said],
+        return {"clean": clean.float(), "text": [text for text, _ in said], "names": [f"sample {row}" for row in rows],
                 "mask": cache.mask[rows][:, None].float(), "masked": cache.masked[rows].float(),
                 "timesteps": torch.from_numpy(random.integers(0, 1000, len(rows))),
                 "noise": torch.from_numpy(random.standard_normal(clean.shape, np.float32))}
@@ -96,7 +112,7 @@ def weight(timesteps: Tensor) -> Tensor:
 @contextmanager
 def quick_attention(unet: nn.Module):
     """With heads this narrow torch's fused attention is the slower one on a CPU: a step takes 0.9 s against 1.6 s."""
-    if DEVICE.type != "cpu":
+    if device().type != "cpu":
         yield
         return
     usual = unet.attn_processors
@@ -108,69 +124,89 @@ def quick_attention(unet: nn.Module):
         unet.set_attn_processor(usual)
 
 
-def losses(unet: nn.Module, texts: TextStates, painter: str):
-    def compute(batch: dict) -> Losses:
-        states = texts(batch["text"])
+class Student(nn.Module):
+    """A UNet and its loss; texts: what it hears, ready-made."""
+
+    def __init__(self, unet: nn.Module, texts: TextStates, painter: str):
+        super().__init__()
+        self.unet, self.texts, self.painter = unet, texts, painter
+
+    def forward(self, batch: dict) -> Losses:
+        states = self.texts(batch["text"])
         inputs = NOISE.add_noise(batch["clean"], batch["noise"], batch["timesteps"])
-        if painter == "inpaint":
+        if self.painter == "inpaint":
             inputs = torch.cat([inputs, batch["mask"], batch["masked"]], 1)
-        with quick_attention(unet):
-            predicted = unet(inputs, batch["timesteps"], states).sample
+        with quick_attention(self.unet):
+            predicted = self.unet(inputs, batch["timesteps"], states).sample
         return {"noise": epsilon_loss(predicted, batch["noise"], weight(batch["timesteps"]))}
-    return compute
 
 
 @torch.no_grad()
-def validate(unet: nn.Module, painter: str, clip: nn.Module, autoencoder: nn.Module, words) -> dict[str, float]:
-    """Share of unseen single edits that the picture judge accepts, given the true T_opt (and the true mask)."""
+def validate(unet: nn.Module, painter: str, clip: nn.Module, autoencoder: nn.Module, words) -> Scores:
+    """Share of unseen edits that the picture judge accepts, given the true T_opt (and the true mask); and some of them.
+
+    Single edits, and programs of several.
+    """
     unets = (unet, None) if painter == "img2img" else (None, unet)
     artist = UNetPainter(*unets, autoencoder, clip, words)
-    right = 0
-    for first in range(0, VALIDATION, 16):
-        items = [sample(2**30 + number, operation=OPERATIONS[number % 7])
-                 for number in range(first, min(first + 16, VALIDATION))]
-        plans = [Plan(item.instruction, item.optimized, "truth") for item in items]
-        mask = torch.from_numpy(np.stack([item.mask for item in items])).float() if painter == "inpaint" else None
-        strength = 1.0 if painter == "inpaint" else 0.85
-        settings = SETTINGS.but(strength=strength, mask=mask)
-        source = torch.from_numpy(np.stack([item.source_image for item in items])).float() / 255
-        images = (artist.paint(source, plans, Condition(), settings) * 255).round().to(torch.uint8).numpy()
-        right += sum(judge_picture(image, item.target).ok for image, item in zip(images, items, strict=True))
-    return {"success": right / VALIDATION}
+    singles = [sample(2**30 + number, operation=OPERATIONS[number % 7]) for number in range(VALIDATION)]
+    programs = [sample(2**30 + number, steps=2 + number % 3) for number in range(VALIDATION // 2)]
+    right, grid = judged(artist, singles)
+    return {"success": right, "success_program": judged(artist, programs)[0], "painted": grid}
 
 
-def start(options) -> UNet2DConditionModel:
+def judged(artist: UNetPainter, items: list[Sample]) -> tuple[float, Tensor]:
+    """Share of right pictures, and a grid of the first eight: source, painted, target."""
+    painted = torch.cat([paint(artist, items[first:first + 16]) for first in range(0, len(items), 16)])
+    right = [judge_picture(image.numpy(), item.target).ok for image, item in zip(painted, items, strict=True)]
+    return sum(right) / len(items), grid(items[:8], painted[:8])
+
+
+def paint(artist: UNetPainter, items: list[Sample]) -> Tensor:
+    """uint8[B, 128, 128, 3], told the truth."""
+    masked = artist.unet is None
+    plans = [Plan(item.instruction, item.optimized, "truth") for item in items]
+    mask = torch.from_numpy(np.stack([item.mask for item in items])).float() if masked else None
+    source = torch.from_numpy(np.stack([item.source_image for item in items])).float() / 255
+    settings = SETTINGS.but(strength=1.0 if masked else 0.85, mask=mask)
+    return (artist.paint(source, plans, Condition(), settings) * 255).round().to(torch.uint8)
+
+
+def grid(items: list[Sample], painted: Tensor) -> Tensor:
+    """float[3 * 128, 8 * 128, 3]: sources above, targets below."""
+    rows = [np.stack([item.source_image for item in items]), painted.numpy(),
+            np.stack([item.target_image for item in items])]
+    return rearrange(torch.from_numpy(np.stack(rows)).float() / 255, "r n h w c -> (r h) (n w) c")
+
+
+def start(config: Painter) -> UNet2DConditionModel:
     """From the other painter if that is trained already, as SD-inpainting came from SD; else from random weights."""
-    grown = options.painter == "inpaint"
-    other: Path = options.weights / ("unet.safetensors" if grown else "unet_inpaint.safetensors")
+    grown = config.painter == "inpaint"
+    other: Path = config.weights / ("unet.safetensors" if grown else "unet_inpaint.safetensors")
     if not other.exists():
         return build(2 * CHANNELS + 1 if grown else CHANNELS)
     return (widened if grown else narrowed)(load_model(other))
 
 
 def main() -> None:
-    def add(parser):
-        parser.add_argument("--painter", choices=("img2img", "inpaint"), required=True)
-        parser.add_argument("--count", type=int, default=20000, help="cached samples")
-
-    options = arguments(__doc__, Schedule(steps=6000, learning_rate=1e-3, batch_size=64, ema=0.999), add)
-    schedule = schedule_of(options)
-    torch.manual_seed(schedule.seed)
-    torch.set_num_threads(schedule.threads)
-    clip = load_model(options.weights / "clip.safetensors").to(DEVICE)
-    cache = latents(options.runs, options.weights, options.count)
-    name = "unet" if options.painter == "img2img" else "unet_inpaint"
-    unet = warm(options, name) or start(options).requires_grad_(True).train()
-    before = steps_before(options, name)
-    run = Run(run_folder(options, name), unet, schedule)
-    truth = (clip, load_model(options.weights / "autoencoder.safetensors").to(DEVICE),
-             load_tokenizer(options.weights / "tokenizer.json"))
-    texts = TextStates(clip, ["", *(known(number).optimized for number in range(options.count))])
-    unet = fit(run, batches(schedule, cache, options.painter), losses(unet, texts, options.painter),
-               lambda average: validate(average, options.painter, *truth))
-    save_model(options.weights / f"{name}.safetensors", name, unet,
-               {"recipe": f"train.unet --painter {options.painter}", "seed": schedule.seed, "steps": before + run.step,
-                "data": f"scenes v1, {options.count} samples", "score": validate(unet, options.painter, *truth)})
+    config = read_config(PRESETS, __doc__)
+    seeded(config)
+    torch.set_num_threads(config.threads)
+    clip, autoencoder = frozen(config, "clip"), frozen(config, "autoencoder")
+    cache = latents(config.runs, config.weights, config.count)
+    name = "unet" if config.painter == "img2img" else "unet_inpaint"
+    unet = warm(config, name) or start(config).requires_grad_(True).train()
+    before = steps_before(config, name)
+    texts = TextStates(clip, ["", *(known(number).optimized for number in range(config.count))])
+    truth = (clip, autoencoder, load_tokenizer(config.weights / "tokenizer.json"))
+    run = fit("train.unet", run_folder(config, name), Student(unet, texts, config.painter), config,
+              batches(config, cache), lambda: validate(unet, config.painter, *truth))
+    if run.accelerator.is_main_process:
+        score = validate(unet, config.painter, *truth)
+        save_model(config.weights / f"{name}.safetensors", name, unet,
+                   provenance(config, f"train.unet --config {config.painter}", before + run.step, score,
+                              f"scenes v1, {config.count} samples"))
+        save_beside(config, "train.unet", config.weights / f"{name}.safetensors")
 
 
 if __name__ == "__main__":

@@ -202,7 +202,8 @@ class LlavaOnevision:
         image: float[B, H, W, 3] in 0..1;  instruction: one for all pictures, or one each
         """
         pixels = self._pixels(image)
-        prompts = self._prompts(_one_each(instruction, len(pixels)), [picture.shape[:2] for picture in pixels])
+        counts = self._image_tokens([picture.shape[:2] for picture in pixels])
+        prompts = self._prompts(_one_each(instruction, len(pixels)), counts)
         device, dtype = self._place()
         inputs = _padded_left(prompts, self.pad_id) | llava_images.views(pixels, self.image_processor)
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
@@ -226,7 +227,7 @@ class LlavaOnevision:
         """
         pictures = self._pictures(images, pixel_values, image_features)
         sizes = pictures.pop("sizes") or [self._tile_size()] * len(answers)
-        prompts = self._prompts(_one_each(instructions, len(answers)), sizes)
+        prompts = self._prompts(_one_each(instructions, len(answers)), self._image_tokens(sizes))
         batch = self._answered(prompts, self._answer_ids(answers))
         device, dtype = self._place()
         batch |= {name: x.to(dtype) if x.is_floating_point() else x for name, x in pictures.items()}
@@ -240,6 +241,39 @@ class LlavaOnevision:
         with record_states(self.model, layer or self.layer, keep=columns) as states:
             logits = self.model(**inputs, use_cache=False, logits_to_keep=columns).logits
         return AnswerPass(logits, batch["labels"][:, start + 1 :], states[0], batch["pool_mask"][:, start:-1])
+
+    def tokens(self, instruction: str, answer: str, image_tokens: int) -> tuple[list[int], list[int]]:
+        """Prompt with so many places for its picture, and answer with its end token: what `token_batch` takes."""
+        return self._prompts([instruction], [image_tokens])[0], self._answer_ids([answer])[0]
+
+    def token_batch(
+        self, prompts: Sequence[list[int]], answers: Sequence[list[int]], image_features: Sequence[Tensor]
+    ) -> dict[str, Any]:
+        """As `training_batch`, from what was made before: `tokens`, and `picture_features` float[N_i, D] a picture."""
+        device, dtype = self._place()
+        pictures = {"image_features": torch.cat(list(image_features)).to(dtype)}
+        batch = self._answered(list(prompts), list(answers)) | pictures
+        return {name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()}
+
+    def image_tokens(self, image: Tensor | np.ndarray) -> int:
+        """How many tokens one picture of any size takes, [1, H, W, 3]."""
+        if self._is_one_tile(image.shape[1:3]):
+            return self._image_tokens([self._tile_size()])[0]
+        return self._image_tokens([picture.shape[:2] for picture in self._pixels(image)])[0]
+
+    def decode(self, ids: Tensor) -> str:
+        """int[L] -> text, up to the first end token."""
+        return self._text(ids[: int(answer_lengths(ids[None], self.end_ids)[0])])
+
+    def picture_features(self, image: Tensor | np.ndarray) -> Tensor:
+        """float[N, D] of one picture of any size, [1, H, W, 3] in 0..1 or uint8: what takes its tokens' places."""
+        pictures = self._pictures(image, None, None)
+        device, dtype = self._place()
+        pixel_values = pictures["pixel_values"].to(device, dtype)
+        if pictures["sizes"] is None:
+            return self.image_features(pixel_values)[0]
+        output = self.model.model.get_image_features(pixel_values, pictures["image_sizes"].to(device))
+        return getattr(output, "pooler_output", output)[0]
 
     def single_view(self, images: Tensor | np.ndarray) -> Tensor:
         """float[B, 3, T, T]: square pictures for a model with one tile; `training_batch` takes it as pixel_values."""
@@ -360,13 +394,21 @@ class LlavaOnevision:
     def _tile_size(self) -> tuple[int, int]:
         return (self.config.vision_config.image_size,) * 2
 
-    def _prompts(self, instructions: Sequence[str], sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    def _is_one_tile(self, size: Sequence[int]) -> bool:
+        """Whether a picture of this height and width is seen as a base view and one tile that equals it."""
+        return llava_images.has_one_tile(self.config) and size[0] == size[1]
+
+    def _image_tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        """How many tokens each picture takes, by its height and width."""
+        counts = {size: llava_images.image_tokens(size, self.config) for size in {tuple(size) for size in sizes}}
+        return [counts[tuple(size)] for size in sizes]
+
+    def _prompts(self, instructions: Sequence[str], counts: Sequence[int]) -> list[list[int]]:
         """Token ids with the image token repeated for every patch and newline of the picture."""
         specials = list(self.tokenizer.get_added_vocab())
         wishes = [optimizer_prompt(without_specials(text, specials), self.template) for text in instructions]
         rows = self.tokenizer([self.chat.prompt(wish) for wish in wishes], add_special_tokens=False).input_ids
-        counts = {size: llava_images.image_tokens(size, self.config) for size in {tuple(size) for size in sizes}}
-        return [self._expanded(row, counts[tuple(size)]) for row, size in zip(rows, sizes, strict=True)]
+        return [self._expanded(row, count) for row, count in zip(rows, counts, strict=True)]
 
     def _expanded(self, row: list[int], count: int) -> list[int]:
         place = row.index(self.config.image_token_id)
@@ -407,7 +449,7 @@ class LlavaOnevision:
         if pixel_values is not None:
             return {"pixel_values": pixel_values, "sizes": None}
         whole = llava_images.to_pixels(images)
-        if llava_images.has_one_tile(self.config) and whole.shape[1] == whole.shape[2]:
+        if self._is_one_tile(whole.shape[1:3]):
             return {"pixel_values": llava_images.single_view(whole, self.config), "sizes": None}
         pixels = self._pixels(images)
         return llava_images.views(pixels, self.image_processor) | {"sizes": [picture.shape[:2] for picture in pixels]}

@@ -15,7 +15,7 @@ from mindedit_core import load_system
 from mindedit_core.contracts import Insight, Plan
 from mindedit_core.scenes import OPERATIONS, judge_text
 from train import evaluate
-from train.mind_edit import image_embeds, target_pixels
+from train.clip_target import image_embeds, target_pixels
 from train.pairs import samples
 
 PAINTED = {"success_mask", "success_img2img", "success_multi_step", "psnr", "ssim"}

@@ -1,5 +1,6 @@
 """A run that was killed, at any moment and however often, ends bit for bit as one that was left alone."""
 
+import json
 import os
 import random
 import signal
@@ -9,14 +10,18 @@ import time
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
+
+from train import checkpoints
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 
-STEPS = 400
-LONGEST_WAIT = 0.03  # seconds, some steps and saves long: the kill may fall anywhere in them
+STEPS = 300
+LONGEST_WAIT = 0.05  # seconds, some steps and saves long: the kill may fall anywhere in them
 RECIPE = f'''"""FOLDER [SAVES]: trains, telling and saving every step; with SAVES, dies before the rename after them."""
 
 import os
@@ -27,7 +32,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from train.common import Run, Schedule, fit
+from train.config import Training
+from train.loop import fit
 
 if len(sys.argv) > 2:
     rename, saves = Path.replace, iter(range(int(sys.argv[2])))
@@ -39,24 +45,24 @@ if len(sys.argv) > 2:
 
     Path.replace = replace
 
-torch.manual_seed(0)
-module = nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.2), nn.Linear(64, 1))
-plan = Schedule(steps={STEPS}, learning_rate=1e-2, batch_size=4, warm_up=5, save_every=0.0)
-run = Run(Path(sys.argv[1]), module, plan)
-if run.step == 0:
-    torch.manual_seed(1)  # for the dropout; a resumed run brings its own state
+
+class Student(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.2), nn.Linear(64, 1))
+
+    def forward(self, batch):
+        print("step", batch["number"], flush=True)
+        return {{"fit": (self.layers(batch["x"]).float() - batch["x"].sum(1, keepdim=True)).pow(2).mean()}}
 
 
-def batch_of(step):
-    return {{"x": torch.randn(4, 3, generator=torch.Generator().manual_seed(step))}}
+def batch_of(number):
+    return {{"x": torch.randn(4, 3, generator=torch.Generator().manual_seed(number))}}
 
 
-def losses(batch):
-    print("step", run.step, flush=True)
-    return {{"fit": (module(batch["x"]).float() - batch["x"].sum(1, keepdim=True)).pow(2).mean()}}
-
-
-fit(run, batch_of, losses)
+plan = Training(steps={STEPS}, learning_rate=1e-2, batch_size=4, warm_up=5, save_every=0.0, trackers=())
+fit("test", Path(sys.argv[1]), Student(), plan, batch_of)
 '''
 
 
@@ -83,7 +89,16 @@ def whole(start, tmp_path_factory) -> dict:
 
 
 def checkpoint(folder: Path) -> dict:
-    return torch.load(folder / "last.pt", weights_only=True)
+    """All that the newest checkpoint holds: weights, averages, the optimiser's and the generators' states, progress."""
+    newest = checkpoints.found(folder)[-1]
+    state = {path.name: torch.load(path, weights_only=False) for path in newest.iterdir()
+             if path.suffix in (".bin", ".pt", ".pkl")}
+    return state | load_file(newest / checkpoints.TRAINED) | progress_of(folder)
+
+
+def progress_of(folder: Path) -> dict:
+    newest = checkpoints.found(folder)
+    return json.loads((newest[-1] / checkpoints.PROGRESS).read_text()) if newest else {"step": 0}
 
 
 def finish(child: subprocess.Popen) -> int:
@@ -107,15 +122,17 @@ def kill_again_and_again(start, folder: Path, kills: int, seed: int) -> list[int
     moments, ends = random.Random(seed), []
     for _ in range(kills):
         ends.append(kill_after(start(folder), moments.randint(1, 10), moments.uniform(0, LONGEST_WAIT)))
-        saved = checkpoint(folder)["step"] if (folder / "last.pt").exists() else 0
+        saved = progress_of(folder)["step"]
         assert saved in (ends[-1], ends[-1] + 1)  # a step begins only after the one before it was saved
     assert finish(start(folder)) == 0
     return ends
 
 
 def leaves(tree) -> list:
-    """The values of nested dicts and lists, in order."""
-    if isinstance(tree, (dict, list)):
+    """The values of nested dicts, lists and tuples, in order."""
+    if isinstance(tree, np.ndarray):
+        tree = tree.tolist()
+    if isinstance(tree, (dict, list, tuple)):
         return list(chain.from_iterable(leaves(each) for each in (tree.values() if isinstance(tree, dict) else tree)))
     return [tree]
 
@@ -141,15 +158,15 @@ def test_a_run_killed_twenty_times_equals_one_left_alone(start, whole, tmp_path)
 
 def test_a_kill_before_the_rename_leaves_the_previous_checkpoint_whole(start, whole, tmp_path):
     assert finish(start(tmp_path, "5")) == -signal.SIGKILL
-    (part,) = tmp_path.glob("*.part")
-    assert torch.load(part, weights_only=True)["step"] == 6  # written to its end, and yet not the checkpoint
-    assert checkpoint(tmp_path)["step"] == 5
+    part = tmp_path / checkpoints.PART / checkpoints.PROGRESS
+    assert json.loads(part.read_text())["step"] == 6  # written to its end, and yet not the checkpoint
+    assert progress_of(tmp_path)["step"] == 5
     assert finish(start(tmp_path)) == 0
     assert same(whole, checkpoint(tmp_path))
 
 
 def test_a_kill_before_the_first_rename_leaves_no_checkpoint_and_the_run_starts_anew(start, whole, tmp_path):
     assert finish(start(tmp_path, "0")) == -signal.SIGKILL
-    assert not (tmp_path / "last.pt").exists()
+    assert checkpoints.found(tmp_path) == []
     assert finish(start(tmp_path)) == 0
     assert same(whole, checkpoint(tmp_path))

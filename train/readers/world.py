@@ -8,7 +8,6 @@ Numbers below 2**30 are for training, those up to 2**31 for recipes to validate 
 from __future__ import annotations
 
 from mindedit_core.scenes import VERSION, Sample, sample
-from train.readers.cells import to_regions
 from train.records import EditRecord
 
 
@@ -58,6 +57,7 @@ def to_record(id: str, item: Sample) -> EditRecord:
         item.source_caption,
         item.target_caption,
         item.optimized,
-        to_regions(item.regions),
+        item.regions,
         item.operation,
+        steps=item.steps,
     )
