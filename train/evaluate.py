@@ -8,8 +8,12 @@ Asked for by name, to find out what the insight is worth: full_true_insight, raw
 instead of v_insight) and true_text (true T_opt, lambda = 0).
 
     t_opt_exact         T_opt says the right facts (text judge); _grey: the same model on a grey picture
-    success_mask        one edit, true mask, picture judge        success_multi_step   programs of 2-4, true union mask
-    success_img2img     one edit, no mask                         psnr, ssim           in the mask's box, not composited
+    success_mask        one edit, true mask, picture judge        success_multi_step       programs of 2-4, true mask
+    success_no_mask     one edit, the MASK of T_opt's regions     success_multi_step_own   programs, T_opt's regions
+    success_img2img     one edit, no mask at all                  psnr, ssim, clip_i       see below
+    region_iou          of T_opt's regions with the true mask
+
+psnr, ssim: in the mask's box, not composited; clip_i: cosine of our CLIP's embeddings of what a user gets and target.
 """
 
 from __future__ import annotations
@@ -23,12 +27,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from mindedit_core import load_system
 from mindedit_core.contracts import Insight, Plan
 from mindedit_core.metrics import bootstrap_interval, mask_box, paired_interval, psnr, ssim
 from mindedit_core.pipeline import join_conditions
+from mindedit_core.regions import region_mask
 from mindedit_core.scenes import EVALUATION_SEEDS, OPERATIONS, Sample, judge_picture, judge_text, sample
 from mindedit_core.tensors import composite
 from train.clip_target import image_embeds, target_pixels
@@ -41,7 +48,11 @@ STUDIES = {"full_true_insight": ("model", "true"), "raw_true_insight": ("raw", "
 ABLATIONS = ("text_only", "insight_only", "neither")
 PAIRS = {"full": ABLATIONS, "insight_only": ("neither",), "full_true_insight": ("text_only",),
          "raw_true_insight": ("neither",), "oracle": ("true_text",)}  # variant -> those that it is compared with
-METRICS = {"success_mask": "alone", "success_img2img": "alone", "success_multi_step": "several"}  # -> its samples
+METRICS = {  # -> its samples, and whose mask the painter is given
+    "success_mask": ("alone", "true"), "success_no_mask": ("alone", "model"), "success_img2img": ("alone", "none"),
+    "success_multi_step": ("several", "true"), "success_multi_step_own": ("several", "model"),
+}
+MEASURED = ("success_mask", "success_multi_step")  # whose pictures are measured against the target as well
 Scores = dict[str, list[float]]  # metric -> one value a sample
 
 
@@ -98,25 +109,42 @@ def varied(variant: str, items: Sequence[Sample], plans: Sequence[Plan], insight
     return list(plans), list(insights), 0.0 if insight == "none" else 1.0
 
 
-def paint(system, items, plans, insights, factor: float, metric: str, seed: int) -> Tensor:
+def given_mask(items: Sequence[Sample], plans: Sequence[Plan], metric: str) -> Tensor | None:
+    """float[B, 128, 128]: the true mask, or the one that the plan's regions give; None for none at all."""
+    whose = METRICS[metric][1]
+    if whose == "model":
+        sizes = [item.mask.shape for item in items]
+        return torch.stack([region_mask(plan.regions, *size) for plan, size in zip(plans, sizes, strict=True)])
+    return masks(items) if whose == "true" else None
+
+
+def paint(system, items, plans, insights, factor: float, mask: Tensor | None, seed: int) -> Tensor:
     """The painter's own picture, not composited: float[B, 128, 128, 3]."""
     condition = join_conditions([system.bridge(insight) for insight in insights])
-    masked = metric != "success_img2img"
-    settings = system.settings_for(masks(items) if masked else None).but(seed=seed, composite=False)
+    settings = system.settings_for(mask).but(seed=seed, composite=False)
     chosen = settings.but(insight_scale=factor * settings.insight_scale)
     return system.painter.paint(pictures(items), plans, condition, chosen)
 
 
-def judged(items: Sequence[Sample], painted: Tensor, metric: str) -> Scores:
+def judged(items: Sequence[Sample], painted: Tensor, metric: str, mask: Tensor | None, clip) -> Scores:
     """The judge sees the picture as a user gets it, composited where there is a mask; psnr and ssim see the raw one."""
-    masked = metric != "success_img2img"
-    shown = composite(pictures(items), painted, masks(items)) if masked else painted
+    shown = painted if mask is None else composite(pictures(items), painted, mask)
     images = (shown * 255).round().to(torch.uint8).numpy()
     scores: Scores = {metric: [float(judge_picture(image, item.target).ok)
                                for image, item in zip(images, items, strict=True)]}
-    if metric == "success_mask":
-        scores |= boxed(items, painted)
+    if metric in MEASURED:
+        end = metric.removeprefix("success_mask").removeprefix("success")
+        measured = boxed(items, painted) | alike(items, shown, clip)
+        scores |= {f"{name}{end}": values for name, values in measured.items()}
     return scores
+
+
+def alike(items: Sequence[Sample], shown: Tensor, clip) -> Scores:
+    """CLIP-I: cosine of the embeddings of what a user gets and of the target; nothing from a CLIP that cannot see."""
+    if not hasattr(clip, "vision_model"):
+        return {}
+    ours = image_embeds(clip, rearrange(shown * 2 - 1, "b h w c -> b c h w"))
+    return {"clip_i": F.cosine_similarity(ours, image_embeds(clip, target_pixels(list(items)))).tolist()}
 
 
 def boxed(items: Sequence[Sample], painted: Tensor) -> Scores:
@@ -135,10 +163,11 @@ def run_variant(system, variant: str, items, plans, insights, metric: str, optio
     scores: Scores = {}
     for number, rows in enumerate(chunks(range(len(items)), options.batch)):
         part = [items[row] for row in rows]
-        texts, hints, factor = varied(variant, part, [plans[r] for r in rows], [insights[r] for r in rows],
-                                      system.painter.text_encoder)
-        painted = paint(system, part, texts, hints, factor, metric, options.seed * 1000 + number)
-        for name, values in judged(part, painted, metric).items():
+        clip = system.painter.text_encoder
+        texts, hints, factor = varied(variant, part, [plans[r] for r in rows], [insights[r] for r in rows], clip)
+        mask = given_mask(part, texts, metric)
+        painted = paint(system, part, texts, hints, factor, mask, options.seed * 1000 + number)
+        for name, values in judged(part, painted, metric, mask, clip).items():
             scores.setdefault(name, []).extend(values)
     return scores
 
@@ -161,12 +190,14 @@ def evaluate(system, options) -> tuple[dict[str, Scores], list[Sample]]:
     known = {key: design(system, items, options.batch) for key, items in samples.items()}
     exact = {"t_opt_exact": texts_right(samples["alone"], known["alone"][0]),
              "t_opt_exact_multi_step": texts_right(samples["several"], known["several"][0]),
-             "t_opt_exact_grey": exact_on_grey(system, samples["alone"], options.batch)}
+             "t_opt_exact_grey": exact_on_grey(system, samples["alone"], options.batch),
+             "region_iou": overlaps(samples["alone"], known["alone"][0]),
+             "region_iou_multi_step": overlaps(samples["several"], known["several"][0])}
     found: dict[str, Scores] = {}
     for variant in options.variants:
         found[variant] = dict(exact) if variant == "full" else {}
         for metric in options.metrics:
-            key = METRICS[metric]
+            key = METRICS[metric][0]
             found[variant] |= run_variant(system, variant, samples[key], *known[key], metric, options)
             print(variant, metric, f"{np.mean(found[variant][metric]):.3f}", flush=True)
     return found, samples["alone"]
@@ -174,6 +205,15 @@ def evaluate(system, options) -> tuple[dict[str, Scores], list[Sample]]:
 
 def texts_right(items: Sequence[Sample], plans: Sequence[Plan]) -> list[float]:
     return [float(judge_text(plan.text, item).ok) for item, plan in zip(items, plans, strict=True)]
+
+
+def overlaps(items: Sequence[Sample], plans: Sequence[Plan]) -> list[float]:
+    """Intersection over union of the mask that T_opt's regions give with the true one."""
+    found = []
+    for item, plan in zip(items, plans, strict=True):
+        own, true = region_mask(plan.regions, *item.mask.shape) > 0, torch.from_numpy(item.mask)
+        found.append(((own & true).sum() / (own | true).sum()).item())
+    return found
 
 
 def estimates(scores: Scores) -> dict[str, dict]:

@@ -17,8 +17,8 @@ from train.readers import open_records
 
 pytestmark = pytest.mark.weights
 RECORDS = open_records("world", count=6, programs=0.4)
-PLAN = replace(PRESETS["mini"], steps=6, batch_size=3, data_options=("count=10",), data="world", held_out=2, log_every=1,
-               validate_every=6, precision="no", trackers=(), warm_up=1, save_every=1e9)
+PLAN = replace(PRESETS["mini"], steps=6, batch_size=3, data="world", data_options=("count=10",), held_out=2,
+               log_every=1, validate_every=6, precision="no", trackers=(), warm_up=1, save_every=1e9)
 
 
 class Counter:

@@ -1,4 +1,4 @@
-"""Launched with two processes a recipe trains as with one that accumulates twice as many; each process its own share."""
+"""Launched with two processes a recipe trains as one that accumulates twice as many; each process has its share."""
 
 import os
 import subprocess

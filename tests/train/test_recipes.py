@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import CLIPConfig, CLIPModel, LlavaOnevisionForConditionalGeneration
+from transformers import CLIPConfig, CLIPModel, LlavaOnevisionForConditionalGeneration, Qwen2Config, Qwen2Model
 
 from mindedit_core.backbones.llava_onevision import LlavaOnevision
 from mindedit_core.backbones.lora import merge
@@ -237,20 +237,37 @@ def test_tiles_equal_the_image_processors_view():
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
-def test_lora_starts_as_nothing_and_equals_its_merge():
+def tiny_decoder() -> Qwen2Model:
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=False))
-    branched = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=False))
-    branched.load_state_dict(plain.state_dict())
-    lora.add_lora(branched, rank=2, alpha=4.0)
-    x = torch.randn(7, 6)
-    assert torch.equal(plain(x), branched(x))
-    for layer in (branched[0], branched[2]):
-        nn.init.normal_(layer.lora_b)
-    expected = branched(x)
-    assert not torch.allclose(plain(x), expected)
-    merge(plain, lora.pairs_of(branched))
-    assert torch.allclose(plain(x), expected, atol=1e-5)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+    return Qwen2Model(Qwen2Config(**sizes, num_key_value_heads=2, vocab_size=11)).eval()
+
+
+def test_lora_starts_as_nothing_and_equals_its_merge():
+    plain, branched = tiny_decoder(), tiny_decoder()
+    lora.add_lora(branched, rank=2, alpha=4.0, layers=range(3))
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        assert torch.equal(plain(ids).last_hidden_state, branched(ids).last_hidden_state)
+        for layer in lora.branches(branched).values():
+            nn.init.normal_(layer.lora_B["default"].weight)
+        expected = branched(ids).last_hidden_state
+        assert not torch.allclose(plain(ids).last_hidden_state, expected)
+        merge(plain, lora.pairs_of(branched))
+        torch.testing.assert_close(plain(ids).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_lora_goes_into_the_layers_that_were_named_and_goes_on_from_what_was_saved():
+    branched, other = tiny_decoder(), tiny_decoder()
+    lora.add_lora(branched, rank=2, alpha=4.0, layers=[0, 1])
+    assert len(lora.branches(branched)) == 2 * 7 and not [path for path in lora.branches(branched) if ".2." in path]
+    assert all("lora" in name for name, parameter in branched.named_parameters() if parameter.requires_grad)
+    lora.add_lora(other, rank=2, alpha=4.0, layers=[0, 1])
+    lora.take_pairs(other, lora.pairs_of(branched))
+    pairs = zip(lora.pairs_of(branched).values(), lora.pairs_of(other).values(), strict=True)
+    assert all(torch.equal(one.down, two.down) and torch.equal(one.up, two.up) for one, two in pairs)
+    with pytest.raises(ValueError, match="no Linear"):
+        lora.add_lora(tiny_decoder(), rank=2, alpha=4.0, layers=[])
 
 
 def test_widened_unet_starts_equal_to_the_first():
