@@ -131,3 +131,17 @@ def paired_interval(values: Tensor, others: Tensor, seed: int = 0, n: int = 2000
     if values.shape != others.shape:
         raise ValueError(f"paired values need one partner each, got {tuple(values.shape)} and {tuple(others.shape)}")
     return bootstrap_interval(values - others, seed, n, level)
+
+
+def paired_p_value(values: Tensor, others: Tensor, seed: int = 0, n: int = 10_000) -> float:
+    """Two-sided p-value of the mean difference of paired values float[M], by sign flips (Fisher's randomisation test).
+
+    If the two came from the same system, every difference could as well have had the other sign: the share of `n`
+    random assignments of signs whose mean is at least as far from 0, the found one counted among them.
+    """
+    gap = torch.as_tensor(values, dtype=torch.float64) - torch.as_tensor(others, dtype=torch.float64)
+    check_shape("values - others", gap, "m")
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(2, (n, len(gap)), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+    means = torch.stack([(part.to(gap) @ gap).abs() for part in signs.split(1000)]).flatten()
+    return (1 + int((means >= gap.sum().abs() - 1e-9).sum())) / (n + 1)

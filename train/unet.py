@@ -32,6 +32,7 @@ from mindedit_core.model_files import load_model, save_model
 from mindedit_core.painters.unet import UNetPainter
 from mindedit_core.scenes import OPERATIONS, Sample, judge_picture, sample
 from train.config import Training, read_config
+from train.encoding import Cache as Kept
 from train.facts import part, whole
 from train.latents import Cache, known, latents
 from train.loop import Losses, Scores, device, fit
@@ -197,7 +198,8 @@ def main() -> None:
     name = "unet" if config.painter == "img2img" else "unet_inpaint"
     unet = warm(config, name) or start(config).requires_grad_(True).train()
     before = steps_before(config, name)
-    texts = TextStates(clip, ["", *(known(number).optimized for number in range(config.count))])
+    said = (known(number).optimized for number in range(config.count))
+    texts = TextStates(clip, ["", *said], Kept(config.runs / "encoded"))
     truth = (clip, autoencoder, load_tokenizer(config.weights / "tokenizer.json"))
     run = fit("train.unet", run_folder(config, name), Student(unet, texts, config.painter), config,
               batches(config, cache), lambda: validate(unet, config.painter, *truth))

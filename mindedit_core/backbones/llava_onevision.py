@@ -166,6 +166,11 @@ class LlavaOnevision:
         return self.adapter.clip_space if self.head is not None else None
 
     @property
+    def reads_wish_alone(self) -> bool:
+        """Whether the adapter was trained to foresee without writing T_opt (the ablation `variant=insight`)."""
+        return self.adapter is not None and self.adapter.config.get("variant") == "insight"
+
+    @property
     def embed_dim(self) -> int | None:
         return self.head.embed_dim if self.head is not None else None
 
@@ -332,7 +337,8 @@ class LlavaOnevision:
     def encode(self, image: Tensor, plan: Plan) -> Insight:
         """The insight of a plan: from the states it carries; for another picture or MLLM by reading its text again."""
         states = plan.states
-        if states is None or states.layer != self.layer or not states.belongs_to(image_key(image), self.mllm_id):
+        belongs = states is not None and states.belongs_to(image_key(image), self.mllm_id)
+        if not belongs or states.layer != self.layer or self.reads_wish_alone:
             states = self._read(image, plan)
         if self.head is None:
             return Insight(states.hidden, states.mask, note=NO_HEAD)
@@ -346,7 +352,8 @@ class LlavaOnevision:
 
     @torch.no_grad()
     def _read(self, image: Tensor, plan: Plan) -> CapturedStates:
-        batch = self.training_batch(image, plan.raw, [_answer_of(plan)] * len(image))
+        answer = "" if self.reads_wish_alone else _answer_of(plan)
+        batch = self.training_batch(image, plan.raw, [answer] * len(image))
         output = self.answer_pass(batch)
         return self._captured(output.states, output.mask, image)
 

@@ -5,7 +5,16 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from mindedit_core.metrics import PSNR_CEILING, bootstrap_interval, l1, mask_box, paired_interval, psnr, ssim
+from mindedit_core.metrics import (
+    PSNR_CEILING,
+    bootstrap_interval,
+    l1,
+    mask_box,
+    paired_interval,
+    paired_p_value,
+    psnr,
+    ssim,
+)
 
 
 def pictures(generator, height=40, width=33):
@@ -107,3 +116,24 @@ def test_pairing_sees_a_difference_that_unpaired_intervals_hide(generator):
 def test_pairs_need_partners():
     with pytest.raises(ValueError, match="one partner each"):
         paired_interval(torch.zeros(3), torch.zeros(4))
+
+
+def test_the_p_value_is_small_where_one_is_always_better_and_large_where_chance_decides():
+    random = torch.Generator().manual_seed(0)
+    values = torch.rand(200, generator=random)
+    assert paired_p_value(values + 0.2, values) < 0.001
+    assert paired_p_value(values, values) == 1.0
+    noise = torch.randn(200, generator=random)
+    assert paired_p_value(noise - noise.mean() + 0.01, torch.zeros(200)) > 0.5
+
+
+def test_the_p_value_of_few_pairs_is_that_of_all_their_signs():
+    """Three pairs, all better by one: 2 of 8 assignments are as extreme."""
+    assert paired_p_value(torch.ones(3), torch.zeros(3)) == pytest.approx(0.25, abs=0.02)
+
+
+def test_the_p_value_is_fair_where_nothing_differs():
+    """Of many comparisons of equals about one in twenty falls below 0.05."""
+    random = torch.Generator().manual_seed(1)
+    found = [paired_p_value(torch.randn(30, generator=random), torch.zeros(30), n=400) for _ in range(200)]
+    assert 0.01 < sum(p < 0.05 for p in found) / 200 < 0.10
