@@ -186,7 +186,9 @@ def load_mllm(config: MindEdit) -> LlavaOnevision:
     if config.mllm != MINI:
         dtype = getattr(torch, config.mllm_dtype)
         return LlavaOnevision.from_folder(config.mllm, dtype, device=device(), max_side=config.max_side)
-    model, words = load_model(config.weights / "mllm.safetensors"), load_tokenizer(config.weights / "tokenizer.json")
+    model = load_model(config.weights / "mllm.safetensors")
+    longest = model.config.text_config.max_position_embeddings
+    words = load_tokenizer(config.weights / "tokenizer.json", model_max_length=longest)
     return LlavaOnevision(model.to(device()), words, template="mini", mllm_id=MINI)
 
 
