@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .contracts import MAX_COORDINATE, Region
@@ -51,16 +51,26 @@ region: 240 380 760 900
 The wish for this picture: {instruction}""",
     "mini": "rewrite: {instruction}",
 }
+# What `training_prompt` adds to a template where T_opt is written as training data and the result is known.
+AFTER = """\
+This edit has been made already: the second picture shows the same scene after it. Describe the changed part as it \
+looks there, but only what follows from the wish: leave out what differs by chance, such as noise or sharpness, and \
+never mention that there are two pictures. Regions are about the first picture."""
+CAPTIONS = {"source_caption": "A caption of the picture before the edit", "target_caption": "A caption of the result"}
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """What an answer says. text: what the painter obeys; note: what the user has to be told, "" if nothing."""
+    """What an answer says. text: what the painter obeys; note: what the user has to be told, "" if nothing.
+
+    found: whether the answer had a T_opt; without one, text is the raw instruction
+    """
 
     text: str
     regions: tuple[Region, ...] = ()
     note: str = ""
     steps: tuple[str, ...] = ()
+    found: bool = field(default=True, repr=False)
 
 
 def optimizer_prompt(instruction: str, template: str = "mind_edit") -> str:
@@ -75,6 +85,26 @@ def optimizer_prompt(instruction: str, template: str = "mind_edit") -> str:
     if template not in TEMPLATES:
         raise ValueError(f"unknown prompt template {template!r}; have {', '.join(sorted(TEMPLATES))}")
     return TEMPLATES[template].replace("{instruction}", check_instruction(instruction))
+
+
+def training_prompt(
+    instruction: str, template: str = "mind_edit", after: bool = False, **captions: str | None
+) -> str:
+    """The user turn that asks a strong MLLM for the T_opt of a training example.
+
+    after: the target follows the source as a second picture;  captions: source_caption, target_caption, None: not told
+    MIND-Edit had its T_opt written by GPT-4o and prints neither that prompt nor what it saw (arXiv 2505.19149, section
+    3); Figure 2 shows the beginning and the end of the optimiser's own prompt, whose part `TEMPLATES` plays.
+
+    >>> print(training_prompt("remove it", "mini", source_caption="a cat", target_caption=None))
+    rewrite: remove it
+    <BLANKLINE>
+    A caption of the picture before the edit: a cat
+    """
+    if unknown := sorted(set(captions) - set(CAPTIONS)):
+        raise ValueError(f"unknown caption {', '.join(unknown)}; have {', '.join(CAPTIONS)}")
+    known = [f"{CAPTIONS[name]}: {captions[name]}" for name in CAPTIONS if captions.get(name)]
+    return "\n\n".join([optimizer_prompt(instruction, template), *([AFTER] if after else []), *known])
 
 
 def check_instruction(instruction: str) -> str:
@@ -126,7 +156,7 @@ def parse_optimized(answer: str, raw: str, count_tokens: Callable[[str], int] | 
     """
     text = _described(answer)
     if not text:
-        return Parsed(raw, (), _malformed(answer))
+        return Parsed(raw, (), _malformed(answer), found=False)
     regions, region_note = _regions(answer)
     text, trim_note = trim_to_clip(text, count_tokens or estimate_clip_tokens)
     return Parsed(text, regions, "; ".join(filter(None, (trim_note, region_note))), _steps(answer))

@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mindedit_core.contracts import Region
 from train.journal import read_lines
-from train.readers.cells import to_regions
+from train.readers.cells import to_regions, to_steps
 from train.readers.table import stamp_of
 from train.records import EditRecord, Records, Rejected, Subset
 
@@ -27,6 +27,7 @@ class Pair:
     raw: str
     optimized: str
     regions: tuple[Region, ...]
+    steps: tuple[str, ...]
     line: int
 
 
@@ -44,18 +45,14 @@ def pairs_path(path: str | Path) -> Path:
 
 def _pair(path: Path, number: int, line: Mapping[str, Any]) -> Pair:
     try:
-        return Pair(line["raw"], line["optimized"], to_regions(line["regions"]), number)
+        regions, steps = to_regions(line.get("regions", ())), to_steps(line.get("steps", ()))
+        return Pair(line["raw"], line["optimized"], regions, steps, number)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}, line {number + 1} is no pair ({error!r})") from None
 
 
-def written_regions(regions: Iterable[Region]) -> list[Any]:
-    """As JSON: [x0, y0, x1, y1] of a box, or "background"; `to_regions` reads it."""
-    return [region.kind if region.box is None else list(region.box) for region in regions]
-
-
 class Paired:
-    """Records that have a pair, with its T_opt and regions. notes: what is missing on either side, with its count.
+    """Records that have a pair, with its T_opt, regions and steps. notes: what either side lacks, with its count.
 
     A record whose instruction is another than the one that was asked is rejected when it is read.
     """
@@ -78,7 +75,7 @@ class Paired:
         if pair.raw != record.instruction:
             reason = f"its T_opt was written for another instruction, {pair.raw!r}"
             raise Rejected(row, record.id, str(self.path), pair.line, reason)
-        return replace(record, optimized=pair.optimized, regions=pair.regions)
+        return replace(record, optimized=pair.optimized, regions=pair.regions, steps=pair.steps)
 
 
 def _differences(ids: list[str], pairs: Mapping[str, Pair], path: Path) -> list[str]:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from train.records import Records, Rejected, Subset
 
 REJECTS, CHECK = "rejects.jsonl", "check.json"
-PARTS = ("target", "mask", "source_caption", "target_caption", "optimized", "regions")
+PARTS = ("target", "mask", "source_caption", "target_caption", "optimized", "regions", "steps")
 
 
 @dataclass(frozen=True)

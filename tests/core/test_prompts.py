@@ -4,6 +4,7 @@ import pytest
 
 from mindedit_core.contracts import Region
 from mindedit_core.prompts import (
+    AFTER,
     CLIP_TOKENS,
     MAX_INSTRUCTION,
     TEMPLATES,
@@ -11,6 +12,7 @@ from mindedit_core.prompts import (
     format_answer,
     optimizer_prompt,
     parse_optimized,
+    training_prompt,
     trim_to_clip,
 )
 
@@ -107,6 +109,20 @@ def test_the_full_template_holds_the_paper_s_contract():
     assert prompt.endswith("The wish for this picture: let it squat")
     assert "optimized instruction: " in prompt and "region: background" in prompt and "Stable Diffusion" in prompt
     assert set(TEMPLATES) == {"mind_edit", "mini"}
+
+
+def test_training_data_are_asked_for_with_the_optimisers_own_prompt_and_what_is_known_after_it():
+    plain = optimizer_prompt("remove it")
+    assert training_prompt("remove it") == plain == training_prompt("remove it", source_caption=None)
+    asked = training_prompt("remove it", after=True, target_caption="a lawn", source_caption="a cat on a lawn")
+    assert asked.startswith(f"{plain}\n\n{AFTER}\n\n") and asked.index("a cat on") < asked.index("result: a lawn")
+    with pytest.raises(ValueError, match="unknown caption caption; have source_caption, target_caption"):
+        training_prompt("remove it", caption="a lawn")
+
+
+def test_only_an_answer_with_a_description_is_one():
+    assert parse_optimized("optimized instruction: red cup", "make it red").found
+    assert not parse_optimized("a red cup", "make it red").found
 
 
 def test_braces_in_an_instruction_are_only_text():

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from mindedit_core.contracts import Region
 from mindedit_core.scenes import sample
 from train.readers import READERS, open_records, options_from, reader
-from train.readers.cells import RESIZED, Unfit, drawn_mask, one_size, open_picture, painted_mask, to_array
+from train.readers.cells import RESIZED, Unfit, drawn_mask, from_regions, one_size, open_picture, painted_mask, to_array
 from train.records import EditRecord, Records, Rejected, Subset
 
 
@@ -67,7 +67,8 @@ def test_the_world_is_a_reader_too():
     record = world[4]
     assert record.id == "world1-7" and np.array_equal(record.source, wanted.source_image)
     assert record.optimized == wanted.optimized and np.array_equal(record.mask, wanted.mask)
-    assert [region.box for region in record.regions] == [tuple(map(float, box)) for box in wanted.regions]
+    assert record.regions == wanted.regions and record.steps == ()
+    assert len(world[0].steps) == len(sample(3, steps=2).steps) == 2
     assert sum("then" in world[row].instruction for row in range(10)) == 3
     assert open_records("world", count=1, first=7)[0].id == record.id  # a number is the same for ever
     with pytest.raises(IndexError):
@@ -254,13 +255,16 @@ def test_plain_folders_and_a_jsonl_say_the_same(mine, rows):
 def test_a_line_may_say_all_that_a_record_holds_under_names_of_its_own(mine, rows):
     line = lines_of(rows)[0]
     line = {"image_path": line["source"], "image_path_target": None, "prompt": "remove it", "id": 7,
-            "optimized": "plain snow", "regions": [[10, 20, 30, 40], "background"], "source_caption": "a\ncat"}
+            "optimized": "plain snow", "regions": [[10, 20, 30, 40], "background", {"keep": [1, 2, 3, 4]}],
+            "steps": ["no cat", "plain\nsnow"], "source_caption": "a\ncat"}
     write_lines(mine / "dim.jsonl", [line])
     names = {"source": "image_path", "target": "image_path_target", "instruction": "prompt"}
     record = open_records("folder", path=mine, file="dim.jsonl", columns=names)[0]
     assert (record.id, record.instruction, record.target, record.mask) == ("7", "remove it", None, None)
     assert record.optimized == "plain snow" and record.source_caption == "a cat"
-    assert record.regions == (Region("box", (10.0, 20.0, 30.0, 40.0)), Region("background"))
+    assert record.regions == (Region("box", (10.0, 20.0, 30.0, 40.0)), Region("background"),
+                              Region("keep", (1.0, 2.0, 3.0, 4.0)))
+    assert from_regions(record.regions) == line["regions"] and record.steps == ("no cat", "plain snow")
 
 
 def test_lines_that_cannot_be_read_are_rejected(mine, rows):
@@ -268,16 +272,17 @@ def test_lines_that_cannot_be_read_are_rejected(mine, rows):
     (mine / "half.png").write_bytes(truncated((mine / "source" / "coffee.png").read_bytes()))
     bad = ['{"source": "a.png"', "[1]", {**good[0], "source": "nowhere.png"}, {**good[1], "instruction": ""},
            {name: value for name, value in good[2].items() if name != "target"}, {**good[3], "source": "half.png"},
-           {**good[3], "regions": [[3, 2, 1, 0]]}, {**good[3], "source": 5}]
+           {**good[3], "regions": [[3, 2, 1, 0]]}, {**good[3], "source": 5}, {**good[3], "steps": "one"}]
     write_lines(mine / "records.jsonl", [*bad, good[4]])
     with open(mine / "records.jsonl", "ab") as file:
         file.write(b'{"instruction": "\xff"}\n')
     found = reasons(open_records("folder", path=mine))
-    assert sorted(found) == [*range(8), 9]
+    assert sorted(found) == [*range(9), 10]
     assert "no JSON" in found[0] and "no JSON object, but list" in found[1] and "there is no file" in found[2]
     assert found[3] == "the instruction is empty" and found[4] == "target is missing; null says that there is none"
     assert "truncated" in found[5] and "regions cannot be read: box must be" in found[6]
-    assert found[7] == "source must be a picture or the path of one, got int" and "utf-8" in found[9]
+    assert found[8] == "steps must be a list of texts, got 'one'"
+    assert found[7] == "source must be a picture or the path of one, got int" and "utf-8" in found[10]
 
 
 def test_folders_that_do_not_fit_are_rejected(mine, rows):

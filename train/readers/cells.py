@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +170,37 @@ def optional_text(cell: Any) -> str | None:
 
 
 def to_regions(said: Any) -> tuple[Region, ...]:
-    """[[x0, y0, x1, y1], "background"] as contracts. Raises Unfit for anything else."""
+    """[[x0, y0, x1, y1], "background", {"keep": [x0, y0, x1, y1]}] as contracts. Raises Unfit for anything else.
+
+    >>> to_regions(["background", {"keep": [10, 20, 30, 40]}])
+    (Region(kind='background', box=None), Region(kind='keep', box=(10.0, 20.0, 30.0, 40.0)))
+    """
     try:
-        return tuple(Region(each) if isinstance(each, str) else Region("box", tuple(map(float, each))) for each in said)
+        return tuple(_region(each) for each in said)
     except (TypeError, ValueError) as error:
         raise Unfit(f"regions cannot be read: {error}") from None
+
+
+def _region(said: Any) -> Region:
+    if isinstance(said, str):
+        return Region(said)
+    ((kind, box),) = said.items() if isinstance(said, Mapping) else [("box", said)]
+    return Region(kind, tuple(map(float, box)))
+
+
+def from_regions(regions: Iterable[Region]) -> list[Any]:
+    """As JSON that `to_regions` reads."""
+    return [_written(region) for region in regions]
+
+
+def _written(region: Region) -> Any:
+    if region.box is None:
+        return region.kind
+    return list(region.box) if region.kind == "box" else {region.kind: list(region.box)}
+
+
+def to_steps(said: Any) -> tuple[str, ...]:
+    """["red cat", "night sky"] as a tuple of lines. Raises Unfit for anything else."""
+    if not isinstance(said, (list, tuple)) or not all(isinstance(each, str) and each.strip() for each in said):
+        raise Unfit(f"steps must be a list of texts, got {said!r}")
+    return tuple(" ".join(each.split()) for each in said)

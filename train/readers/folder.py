@@ -6,8 +6,9 @@ or  my_edits/source/cat.jpg     my_edits/target/cat.png     my_edits/instruction
     python -m train.check_data --reader folder --set path=my_edits
 
 A line may also have id, mask, source_caption, target_caption, optimized (T_opt), regions ([[x0, y0, x1, y1],
-"background"], in thousandths of width and height) and kind. Other names: columns.source=image_path. Paths are relative
-to the file that names them. Masks are black and white: white is the edit, mask_paint=black turns that round.
+"background", {"keep": [x0, y0, x1, y1]}], in thousandths of width and height), steps (a list of texts) and kind. Other
+names: columns.source=image_path. Paths are relative to the file that names them. Masks are black and white: white is
+the edit, mask_paint=black turns that round.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from train.readers.cells import (
     optional_text,
     read_array,
     to_regions,
+    to_steps,
 )
 from train.readers.table import TableRecords, resolve_columns, stamp_of, text_ids
 from train.records import EditRecord
 
-ROLES = ("source", "instruction", "target", "mask", "id", "source_caption", "target_caption", "optimized", "regions")
-ROLES += ("kind",)
+ROLES = ("source", "instruction", "target", "mask", "id", "source_caption", "target_caption", "optimized")
+ROLES += ("regions", "steps", "kind")
 PICTURES = ("source", "target", "mask")
 PAINTS = {"white": 255, "black": 0}
 BROKEN = "#broken"  # key of a line that is no JSON object: why
@@ -153,4 +155,5 @@ def to_record(id: str, cells: dict[str, Any], folder: Path, paint: int) -> EditR
     mask = drawn_mask(open_picture("mask", cells["mask"], folder), paint) if cells.get("mask") else None
     arrays, notes = one_size(source=source, target=target, mask=mask)
     texts = {role: optional_text(cells.get(role)) for role in ("source_caption", "target_caption", "optimized", "kind")}
-    return EditRecord(id, wish, **arrays, **texts, regions=to_regions(cells.get("regions") or ()), notes=notes)
+    regions, steps = to_regions(cells.get("regions") or ()), to_steps(cells.get("steps") or ())
+    return EditRecord(id, wish, **arrays, **texts, regions=regions, steps=steps, notes=notes)

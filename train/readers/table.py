@@ -101,7 +101,7 @@ def text_ids(names: Sequence[Any], instructions: Sequence[Any]) -> list[str]:
     Two rows with the same name and instruction are told apart by their order.
 
     >>> text_ids(["cat", "cat"], ["remove it", "paint it red"])
-    ['cat-6ca3ecd3', 'cat-2a1fe171']
+    ['cat-44878aac', 'cat-33939ee7']
     """
     seen: Counter = Counter()
     ids = []

@@ -43,7 +43,7 @@ def world_id(number: int, steps: int = 1) -> str:
 
 
 def world_record(number: int, steps: int = 1) -> EditRecord:
-    """Sample `number` of the world with all that is known of it: T_opt, regions, both captions."""
+    """Sample `number` of the world with all that is known of it: T_opt, regions, steps, both captions."""
     return to_record(world_id(number, steps), sample(number, steps=steps))
 
 
@@ -54,10 +54,10 @@ def to_record(id: str, item: Sample) -> EditRecord:
         item.source_image,
         item.target_image,
         item.mask.astype(bool),
-        item.source_caption,
-        item.target_caption,
-        item.optimized,
-        item.regions,
-        item.operation,
+        source_caption=item.source_caption,
+        target_caption=item.target_caption,
+        optimized=item.optimized,
+        regions=item.regions,
         steps=item.steps,
+        kind=item.operation,
     )
