@@ -94,10 +94,13 @@ class Build:
 
     def __init__(self, folder: Path, records: Records, asker: Asker, reader: str, mix: bool = False):
         self.records, self.asker = records, asker
+        self.first = {name: row for row, name in reversed(list(enumerate(records.ids)))}
         self.facts = {"model": asker.model, "prompt": asker.prompt, "reader": reader}
         self.pairs = Journal(folder / PAIRS)
         self.failures = Journal(folder / FAILURES)
         self.notes = [note for note in (self.pairs.note, self.failures.note, self._others()) if note]
+        if (repeated := len(records) - len(self.first)) > 0:
+            self.notes.append(f"{repeated} rows repeat the id of another; only the first of each is asked")
         if self._others() and not mix:
             self.close()
             raise ValueError(f"{self._others()}; choose another --out, or say --mix to have both in one file")
@@ -115,9 +118,8 @@ class Build:
         return f"{self.pairs.path} has {count} pairs by model {model}, prompt {prompt}, reader {reader}; {mine}"
 
     def todo(self, retry: bool = False) -> list[int]:
-        """Rows never asked; with retry, rows that failed and have no pair yet."""
-        return [row for row, name in enumerate(self.records.ids)
-                if name not in self.done and (name in self.failed) == retry]
+        """Rows never asked; with retry, rows that failed and have no pair yet. An id is asked once."""
+        return [row for name, row in self.first.items() if name not in self.done and (name in self.failed) == retry]
 
     def job(self, row: int) -> Callable[[], Outcome]:
         """The row is read here, in the main thread; the question is asked where the job is called."""

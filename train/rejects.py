@@ -1,8 +1,8 @@
 """Which rows of a dataset can be used: looked at once, written down, and left out by name from then on.
 
 A recipe's batches are a function of the step number, so the rows that it draws from must be known before it starts.
-`usable` reads every row once, writes `rejects.jsonl` (row, id, file, row in the file, reason) and `check.json` (what
-was looked at), and never again while the data stay the same.
+`usable` reads every row once, writes `rejects.jsonl` (row, id, file, row in the file, reason; rows count from 0) and
+`check.json` (what was looked at), and never again while the data stay the same.
 """
 
 from __future__ import annotations

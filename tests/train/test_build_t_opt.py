@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -297,6 +298,16 @@ def test_a_bad_row_is_a_failure_of_its_own(serve, tmp_path, rows, published):
     assert "has no target to show" in lines(tmp_path / "seen" / "failures.jsonl")[0]["reason"]
 
 
+def test_an_id_that_is_there_twice_is_asked_once(serve, tmp_path, rows, published, capsys):
+    (tmp_path / "a.png").write_bytes(published.png(rows[0].source))
+    lines_of_it = [{"id": "one", "source": "a.png", "instruction": wish} for wish in ("remove it", "paint it red")]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines_of_it))
+    server = serve(good)
+    assert main(["--reader", "folder", "--set", f"path={tmp_path}", "--base-url", server.url, "--model", "m", "--out",
+                 str(tmp_path / "out")]) == 0
+    assert server.wishes() == ["remove it"] and "1 rows repeat the id of another" in capsys.readouterr().out
+
+
 # Going on ------------------------------------------------------------------------------------------------------------
 
 
@@ -482,6 +493,9 @@ def transformers_serve(tmp_path_factory):
     """`transformers serve` with a tiny LLaVA that answers one T_opt."""
     for package in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(package, reason=f"transformers serve needs {package}")
+    program = shutil.which("transformers", path=str(Path(sys.executable).parent))
+    if program is None:
+        pytest.skip("there is no command `transformers` beside this Python")
     spec = importlib.util.spec_from_file_location("tiny_vlm", HERE / "tiny_vlm.py")
     tiny_vlm = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tiny_vlm)
@@ -489,15 +503,17 @@ def transformers_serve(tmp_path_factory):
     answer = ["optimized", "instruction:", "blue", "bird,", "open", "wings\nregion:", "1", "2", "30", "40"]
     model = str(tiny_vlm.save_parrot(folder / "parrot", answer))
     port, offline = free_port(), {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", *([model] if FIVE else ["--force_model",
-               model]), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    named = [model] if FIVE else ["--force_model", model]
+    command = [program, "serve", *named, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     with running(command, port, offline, folder / "log.txt") as url:
         yield url, model, folder / "log.txt"
 
 
 def test_transformers_serve_answers_about_pictures(transformers_serve, tmp_path):
     url, model, log = transformers_serve
-    options = words(url, tmp_path, "--see", "target", "--body", "temperature=null", "--concurrency", "2", count=3)
+    side_by_side = "2" if FIVE else "1"  # 4.57 loads the model twice at once and serves neither
+    options = words(url, tmp_path, "--see", "target", "--body", "temperature=null", "--concurrency", side_by_side,
+                    count=3)
     options[options.index("teacher")] = model
     assert main(options) == 0, log.read_text()[-3000:]
     found = lines(tmp_path / "pairs.jsonl")
