@@ -33,7 +33,10 @@ def edit_file(arguments: argparse.Namespace) -> int:
     system = load(arguments.system)
     if system.name == "mini" and image.shape[1:3] != (128, 128):
         say_note(f"the mini knows drawn scenes of 128x128 pixels; {arguments.image} is {size_of(image)}, expect little")
-    settings = settings_from(arguments, system, mask).but(composite=not arguments.no_composite)
+    if arguments.own_mask and mask is not None:
+        raise ValueError("--mask and --own-mask exclude each other: whose mask is it to be?")
+    where = image[..., 0] if arguments.own_mask else mask
+    settings = settings_from(arguments, system, where).but(composite=not arguments.no_composite)
     result, seconds = run(system, image, arguments.instruction, settings, arguments)
     print(f"edited in {seconds:.1f} s -> {save_picture(result.image, out)}")
     compared = side_by_side([image, result.image])
@@ -71,6 +74,7 @@ def run(system: Any, image: Any, instruction: str, settings: Any, arguments: arg
             image,
             instruction,
             settings,
+            own_mask=arguments.own_mask,
             design={**design, "on_token": lambda _: tokens()},
             on_plan=lambda plan: tell(lambda: print(f"T_raw: {plan.raw}\nT_opt: {plan.text}"), tokens),
             on_step=lambda _done, _of: steps(),
@@ -126,18 +130,21 @@ def demo(arguments: argparse.Namespace) -> int:
     import torch
 
     from .pictures import save_picture, side_by_side, to_uint8
+    from .pipeline import own_masks
     from .scenes import judge_picture, judge_text, sample
 
     scene = sample(arguments.scene, operation=arguments.operation)
     image = torch.from_numpy(scene.source_image.copy())[None].float() / 255.0
     mask = torch.from_numpy(scene.mask.copy())[None].float()
     system = load(arguments.system)
-    settings = settings_from(arguments, system, None if arguments.no_mask else mask)
+    settings = settings_from(arguments, system, None if arguments.no_mask and not arguments.own_mask else mask)
     print(f"scene {arguments.scene}: {scene.source_caption}")
     result, seconds = run(system, image, scene.instruction, settings, arguments)
     print(f"text judge:    {judge_text(result.plan.text, scene)}")
     print(f"picture judge: {judge_picture(to_uint8(result.image[0]), scene.target)}")
     print(f"the edit took {seconds:.1f} s")
+    if arguments.own_mask:
+        mask = own_masks(result.plans, image)
     shown = {"source": image, "mask": mask[..., None].expand(-1, -1, -1, 3), "result": result.image}
     shown["before_after"] = side_by_side([image, result.image])
     for name, picture in shown.items():
@@ -246,13 +253,14 @@ def parser() -> argparse.ArgumentParser:
 def add_common(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--system", default="mini", help="mini, or a folder with a system.json (default: mini)")
+    add("--own-mask", action="store_true", help="paint where the language model says, in place of a mask of yours")
     add("--seed", type=int, help="of the noise, and of the wording above temperature 0 (default: 0)")
     add("--steps", type=int, help="sampler steps (default: the system's)")
     add("--strength", type=float, help="0 keeps the picture, 1 starts from noise (default: the system's)")
     add("--guidance-scale", type=float, help="how strictly the text is obeyed; 1 is off (default: the system's)")
     add("--insight-scale", type=float, help="weight of the visual insight; 0 is off (default: 1)")
     add("--negative", help="what the picture should not show")
-    add("--max-new-tokens", type=int, default=128, help="longest answer of the language model (default: %(default)s)")
+    add("--max-new-tokens", type=int, default=256, help="longest answer of the language model (default: %(default)s)")
     add("--temperature", type=float, default=0.0, help="of the wording; 0 takes the likeliest words (default: 0)")
 
 

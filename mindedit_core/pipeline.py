@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .contracts import STREAMS, Condition, Insight, PaintSettings, Plan, require_fit
+from .regions import region_mask
 from .tensors import to_rgb
 
 STREAM_TENSORS = (*STREAMS, "text_mask", "negative_image_tokens")
@@ -44,6 +45,7 @@ def edit(
     instruction: str | Sequence[str],
     settings: PaintSettings | None = None,
     *,
+    own_mask: bool = False,
     design: Mapping[str, Any] | None = None,
     on_plan: Callable[[Plan], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
@@ -53,14 +55,15 @@ def edit(
     """Edit each picture as its instruction says.
 
     system: of `load_system`, or anything with mllm, designer, bridge and painter
+    own_mask: paint where the plan's regions say, in place of a mask of yours; everywhere if it names none
     image: float[B, H, W, 1 | 3 | 4] in 0..1;  instruction: one for all pictures, or one each
     settings: None takes the system's own;  design: options of the designer: max_new_tokens, temperature, on_token, ...
     on_plan: each plan as soon as it is there
     Raises Misfit before anything slow runs, ValueError for what cannot be an instruction, Interrupted if asked to stop.
     """
     require_fit(system.mllm, system.bridge, system.painter)
-    settings = settings or (system.settings_for(None) if hasattr(system, "settings_for") else PaintSettings())
     image = to_rgb(image)
+    settings = settings or _defaults(system, image[..., 0] if own_mask else None)
     options = {"should_stop": should_stop, **(design or {})}
     plans, insights = [], []
     for picture, wish in zip(image.split(1), _one_each(instruction, len(image)), strict=True):
@@ -68,11 +71,22 @@ def edit(
         if on_plan is not None:
             on_plan(plans[-1])
         insights.append(system.mllm.encode(picture, plans[-1]))
+    settings = settings.but(mask=own_masks(plans, image)) if own_mask else settings
     condition = join_conditions([system.bridge(insight) for insight in insights])
     callbacks = {"on_step": on_step, "should_stop": should_stop, "on_note": on_note}
     return EditResult(
         system.painter.paint(image, plans, condition, settings, **callbacks), tuple(plans), tuple(insights)
     )
+
+
+def _defaults(system: Any, mask: Tensor | None) -> PaintSettings:
+    return system.settings_for(mask) if hasattr(system, "settings_for") else PaintSettings(mask=mask)
+
+
+def own_masks(plans: Sequence[Plan], image: Tensor) -> Tensor:
+    """float[B, H, W]: where each plan's regions say that its edit takes place; 1 everywhere if it names none."""
+    drawn = [region_mask(plan.regions, *image.shape[1:3]) for plan in plans]
+    return torch.stack([mask if mask.any() else torch.ones_like(mask) for mask in drawn]).to(image.device)
 
 
 def _one_each(instruction: str | Sequence[str], batch: int) -> list[str]:

@@ -260,3 +260,10 @@ def test_the_module_runs_as_a_program(root):
         [sys.executable, "-m", "mindedit_core", "--help"], capture_output=True, text=True, check=True, cwd=root
     )
     assert all(command in done.stdout for command in ("edit", "demo", "doctor", "convert"))
+
+
+def test_masks_of_two_owners_are_refused(tmp_path, capsys):
+    picture = tmp_path / "in.png"
+    Image.new("RGB", (64, 64)).save(picture)
+    assert main(["edit", str(picture), "make it red", "--mask", str(picture), "--own-mask"]) == 1
+    assert "exclude each other" in capsys.readouterr().err

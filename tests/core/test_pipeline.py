@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mindedit_core import edit, load_system
-from mindedit_core.contracts import Condition, Interrupted, Misfit, Plan
-from mindedit_core.pipeline import join_conditions
+from mindedit_core.contracts import Condition, Interrupted, Misfit, Plan, Region
+from mindedit_core.pipeline import join_conditions, own_masks
 from mindedit_core.systems import System
 
 
@@ -163,3 +163,35 @@ def test_any_parts_of_the_protocols_will_do(system, image):
     plain = System("plain", system.mllm, Verbatim(), system.bridge, system.painter)
     result = edit(plain, image, "red cat", settings(system))
     assert isinstance(result.plan, Plan) and result.plan.text == "red cat" and result.insight.image_embeds is not None
+
+
+# Its own mask --------------------------------------------------------------------------------------------------------
+
+
+def test_own_masks_are_the_regions_of_each_plan_and_everything_where_none_is_named():
+    left = Plan("raw", "text", regions=(Region("box", (0.0, 0.0, 400.0, 1000.0)),))
+    masks = own_masks([left, Plan("raw", "text")], torch.rand(2, 20, 30, 3))
+    assert masks.shape == (2, 20, 30) and masks[0, :, :12].all() and not masks[0, :, 14:].any() and masks[1].all()
+
+
+def test_an_edit_with_its_own_mask_changes_nothing_outside_the_regions(system, image, monkeypatch):
+    plan = Plan("make it red", "red", regions=(Region("box", (0.0, 0.0, 400.0, 1000.0)),))
+    monkeypatch.setattr(system.designer, "design", lambda *_, **__: plan)
+    result = edit(system, image, "make it red", settings(system), own_mask=True)
+    changed = (result.image != image).any(-1)[0]
+    assert changed[:, :40].any() and not changed[:, 60:].any()
+    given = edit(system, image, "make it red", settings(system, mask=own_masks([plan], image)))
+    assert torch.equal(result.image, given.image)
+
+
+def test_without_settings_an_own_mask_takes_those_of_a_mask(system, image, monkeypatch):
+    seen, paint = [], system.painter.paint
+
+    def painted(image, plans, condition, chosen, **rest):
+        seen.append(chosen)
+        return paint(image, plans, condition, chosen, **rest)
+
+    monkeypatch.setattr(system.painter, "paint", painted)
+    monkeypatch.setattr(system.designer, "design", lambda *_, **__: Plan("raw", "red"))
+    edit(system, image, "make it red", own_mask=True)
+    assert seen[0].strength == system.settings.strength and seen[0].mask.all()
