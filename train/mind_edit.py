@@ -9,7 +9,7 @@ Loss (the paper prints none; ours): cross entropy of T_opt through the frozen te
 (by tokens, programs of many steps drown the single edits), plus `losses.insight_loss` between v_insight and the CLIP
 embedding of the target picture. The VisionHead pools the states of layer m from the last prompt token to the last
 token fed; the variant `insight` reads the wish alone, since it writes nothing.
-Needs for `llava-0.5b`: about 12 GB of GPU memory at batch 8. No score is known: nobody has trained it yet.
+What `llava-0.5b` needs is printed by train.bench.joint. No score of it is known: nobody has trained it yet.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class Student(nn.Module):
         self.head = VisionHead(self.model.config.text_config.hidden_size, target.dim, width=config.head_width)
         self.head.requires_grad_(self.foresees)
         if config.checkpoint_activations:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute = getattr(self.model, "activation_checkpointing_enable", None)  # its name in transformers 5
+            (recompute or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.encoder = Encoder(parts_of(mllm, target, config), config.cache)
         mllm.adapter, mllm.head = Adapter("in training", self.made_for, {}), self.head  # it writes as it will be used
 
