@@ -12,7 +12,10 @@ from typing import Any
 
 DEMO_SEED = 2**31  # the first scene that training never saw
 DEMO_FOLDER = Path("build") / "demo"
-PAINT_OPTIONS = ("steps", "seed", "strength", "guidance_scale", "insight_scale", "negative")
+PAINT_OPTIONS = (
+    *("steps", "seed", "strength", "guidance_scale", "insight_scale", "negative"),
+    "image_guidance_scale",
+)
 
 
 # edit ----------------------------------------------------------------------------------------------------------------
@@ -258,6 +261,8 @@ def add_common(command: argparse.ArgumentParser) -> None:
     add("--steps", type=int, help="sampler steps (default: the system's)")
     add("--strength", type=float, help="0 keeps the picture, 1 starts from noise (default: the system's)")
     add("--guidance-scale", type=float, help="how strictly the text is obeyed; 1 is off (default: the system's)")
+    said = "how closely an InstructPix2Pix or CosXL-edit painter keeps to the picture; 1 is off (default: 1.5)"
+    add("--image-guidance-scale", type=float, help=said)
     add("--insight-scale", type=float, help="weight of the visual insight; 0 is off (default: 1)")
     add("--negative", help="what the picture should not show")
     add("--max-new-tokens", type=int, default=256, help="longest answer of the language model (default: %(default)s)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -134,13 +135,25 @@ def weight_files(path: str | Path) -> list[Path]:
         raise CheckpointError(
             f"no weights at {path}: neither file nor folder; put a .safetensors file or a model folder there"
         )
-    indices = sorted(path.glob(f"*{INDEX_SUFFIX}"))
-    return _shards(path, indices[0]) if indices else _single_file(path)
+    if indices := sorted(path.glob(f"*{INDEX_SUFFIX}")):
+        return _shards(path, indices[0])
+    variants = sorted(path.glob("*.safetensors.index.*.json"))  # diffusers' name: ...safetensors.index.fp16.json
+    return _shards(path, variants[0]) if variants and not _usual(path) else _single_file(path)
+
+
+def _usual(folder: Path) -> list[Path]:
+    return [folder / name for name in USUAL_NAMES if (folder / name).is_file()]
+
+
+def variant_of(folder: str | Path) -> str | None:
+    """The variant "fp16" where `weight_files` finds model.fp16.safetensors or its shards, else None."""
+    name = weight_files(folder)[0].name.removesuffix(".safetensors")
+    found = re.fullmatch(r"[^.]+?(?:-\d+-of-\d+)?\.(\w+?)(?:-\d+-of-\d+)?", name)
+    return found and found[1]
 
 
 def _single_file(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    usual = [file for file in files if file.name in USUAL_NAMES]  # beside variants such as *.fp16.safetensors
+    files, usual = sorted(folder.glob("*.safetensors")), _usual(folder)  # beside variants such as *.fp16.safetensors
     if len(files) == 1 or len(usual) == 1:
         return usual or files
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"

@@ -144,7 +144,7 @@ class PaintSettings:
     """How to paint.
 
     steps: sampler steps, 1 or more;  guidance_scale: text, 1 is off
-    image_guidance_scale: for painters that guide by the source
+    image_guidance_scale: for painters that see the source beside the noise (InstructPix2Pix, CosXL-edit), 1 is off
     insight_scale: lambda, weight of the image tokens, 0 is off;  start, end: fraction of the steps in which they act
     strength: host `denoise` in 0..1, 0 returns the source;  seed: of the fp32 CPU noise
     mask: float[B, H, W] in 0..1, 1 = may change; None: the whole picture;  negative: the text to stay away from

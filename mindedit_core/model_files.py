@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import CheckpointError, load_strict, load_tensors, read_metadata, read_shapes, save_checkpoint
+from .checkpoint import (
+    CheckpointError,
+    load_strict,
+    load_tensors,
+    read_metadata,
+    read_shapes,
+    save_checkpoint,
+    variant_of,
+)
 from .registry import lookup
 
 MODELS = {
@@ -22,6 +30,7 @@ MODELS = {
     "AutoencoderKL": "diffusers:AutoencoderKL",
     "CLIPModel": "transformers:CLIPModel",
     "CLIPTextModel": "transformers:CLIPTextModel",
+    "CLIPTextModelWithProjection": "transformers:CLIPTextModelWithProjection",
     "LlavaOnevisionForConditionalGeneration": "transformers:LlavaOnevisionForConditionalGeneration",
     "UNet2DConditionModel": "diffusers:UNet2DConditionModel",
 }
@@ -82,6 +91,7 @@ def load_model(path: str | Path) -> nn.Module:
 def load_published(class_name: str, folder: Path) -> nn.Module:
     """A model of MODELS from its published folder (config.json and .safetensors), float32, frozen; local files only.
 
+    Where the folder holds nothing but a variant (`*.fp16.safetensors`, in shards or not), that is what is read.
     Raises CheckpointError for a missing folder, shard or weight: a weight that is not there is never a random number.
     """
     if not (folder / "config.json").is_file():
@@ -89,6 +99,7 @@ def load_published(class_name: str, folder: Path) -> nn.Module:
     read_shapes(folder)  # every shard is there and whole
     model_class = lookup(MODELS, class_name, "", "model class")
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    options["variant"] = variant_of(folder)
     model, info = model_class.from_pretrained(folder, **options)
     if lacking := sorted(map(str, info["missing_keys"])):
         raise CheckpointError(

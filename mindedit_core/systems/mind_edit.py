@@ -4,7 +4,7 @@ A folder is such a system when it holds a system.json; paths in it are relative 
 
     {"mllm": "llava-onevision-qwen2-0.5b-ov-hf",     folder as published (config.json, tokenizer, *.safetensors)
      "adapter": "mind_edit.safetensors",             LoRA and VisionHead for that MLLM; may be left out: text only
-     "sd": "stable-diffusion-v1-5",                  folder in diffusers' layout: unet, vae, text_encoder, tokenizer
+     "sd": "stable-diffusion-v1-5",                  in diffusers' layout: SD1.5, SDXL, InstructPix2Pix, CosXL-edit
      "sd_inpaint": "stable-diffusion-inpainting",    the same with a 9-channel UNet; one of the two is enough
      "ip_adapter": "ip-adapter_sd15.safetensors",    base IP-Adapter of h94/IP-Adapter
      "clip_space": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",   what that IP-Adapter reads; may be left out
@@ -15,17 +15,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import CLIPTokenizer
-
 from ..backbones.llava_onevision import LlavaOnevision
 from ..bridges.ip_adapter import IPAdapter
 from ..contracts import PaintSettings
 from ..designers.self_mllm import SelfMLLM
-from ..model_files import load_published
-from ..painters.unet import UNetPainter
 from ..prompts import token_counter
 from . import System
 from .description import read_description
+from .stable_diffusion import load_painter
 
 REQUIRED = ("mllm", "sd|sd_inpaint", "ip_adapter")
 OPTIONAL = ("adapter", "clip_space", "settings")
@@ -40,14 +37,6 @@ def load(folder: str | Path | None = None) -> System:
     bridge = IPAdapter.from_file(at["ip_adapter"], said.get("clip_space")).eval().requires_grad_(False)
     painter = load_painter(at.get("sd"), at.get("sd_inpaint"), bridge)
     designer = SelfMLLM(mllm, token_counter(painter.tokenizer))
-    return System("mind_edit", mllm, designer, bridge, painter, PaintSettings().but(**said.get("settings", {})))
-
-
-def load_painter(sd: Path | None, sd_inpaint: Path | None, bridge: IPAdapter) -> UNetPainter:
-    """Both UNets where both folders are named; VAE, text encoder and tokenizer are those of the first."""
-    unets = [place and load_published("UNet2DConditionModel", place / "unet") for place in (sd, sd_inpaint)]
-    shared = sd or sd_inpaint
-    vae = load_published("AutoencoderKL", shared / "vae")
-    text_encoder = load_published("CLIPTextModel", shared / "text_encoder")
-    tokenizer = CLIPTokenizer.from_pretrained(shared / "tokenizer", local_files_only=True)
-    return UNetPainter(*unets, vae, text_encoder, tokenizer, bridge)
+    settings = PaintSettings().but(**said.get("settings", {}))
+    maskless = 1.0 if painter.reads_source() else System.maskless_strength
+    return System("mind_edit", mllm, designer, bridge, painter, settings, maskless_strength=maskless)

@@ -488,7 +488,8 @@ def test_parts_that_do_not_fit_are_refused_at_once(sd15, mini):
     parts = (sd15.vae, sd15.text_encoder, sd15.tokenizer)
     with pytest.raises(Misfit, match="needs a UNet"):
         UNetPainter(None, None, *parts)
-    with pytest.raises(Misfit, match=r"4 channels \(img2img\) or 9 \(inpainting\), got 9 where 4 belong"):
+    takes = r"4 \(img2img\), 8 \(instruct\), 9 \(inpaint\) channels"
+    with pytest.raises(Misfit, match=f"{takes}, got 9 where 4 or 8 belong"):
         UNetPainter(sd15.unet_inpaint, None, *parts)
     with pytest.raises(Misfit, match="load an IP-Adapter made for this base model"):
         UNetPainter(sd15.unet, None, *parts, adapter=mini.adapter)
