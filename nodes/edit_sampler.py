@@ -20,9 +20,10 @@ class EditSampler(io.ComfyNode):
         sampler_names, schedulers = samplers()
         return node_schema(
             NODE_ID,
-            description="Paints the edit. Equal to VAE Encode (or InpaintModelConditioning), KSampler and VAE Decode, "
-            "but takes any picture size and puts the source back outside the mask, to the pixel.",
-            search_aliases=["inpaint", "img2img", "MIND-Edit", "ksampler"],
+            description="Paints the edit. Equal to VAE Encode (or InpaintModelConditioning, or for InstructPix2Pix and "
+            "CosXL-edit their conditioning with a DualCFGGuider), KSampler and VAE Decode, but takes any picture size "
+            "and puts the source back outside the mask, to the pixel.",
+            search_aliases=["inpaint", "img2img", "MIND-Edit", "ksampler", "instructpix2pix", "cosxl", "sdxl"],
             inputs=[
                 io.Model.Input("model", tooltip="From IP-Adapter Bridge, or any MODEL."),
                 io.Conditioning.Input("positive", tooltip="What the result shows."),
@@ -71,6 +72,17 @@ class EditSampler(io.ComfyNode):
                     label_on="source kept outside the mask",
                     label_off="as decoded",
                     tooltip="Put the source back outside the mask, to the pixel. Off shows what was decoded as it is.",
+                ),
+                io.Float.Input(
+                    "image_guidance_scale",
+                    optional=True,
+                    default=1.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="How closely the source is followed by a MODEL that sees it (InstructPix2Pix, CosXL-edit); "
+                    "1 is off and a third faster. Other MODELs do not use it.",
                 ),
             ],
             outputs=[

@@ -45,6 +45,7 @@ NODES = {
         (
             *("model", "positive", "negative", "vae", "image"),
             *("seed", "steps", "cfg", "sampler_name", "scheduler", "strength", "composite", "mask"),
+            "image_guidance_scale",
         ),
         ("image", "latent"),
     ),

@@ -306,7 +306,8 @@ def _signs(conds: Mapping[str, Any]) -> dict[Any, set[bool]]:
     signs: dict[Any, set[bool]] = {}
     for side, group in conds.items():
         for cond in group or ():
-            signs.setdefault(cond.get("uuid"), set()).add("negative" in side)
+            said = cond.get("prompt_type") or side  # DualCFG says of its middle one that it is a negative
+            signs.setdefault(cond.get("uuid"), set()).add("negative" in said)
     return signs
 
 

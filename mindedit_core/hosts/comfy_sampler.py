@@ -1,4 +1,5 @@
-"""Painting with the host's own sampler: what VAEEncode or InpaintModelConditioning, KSampler and VAEDecode do in a row.
+"""Painting with the host's own sampler: what VAEEncode or InpaintModelConditioning, KSampler and VAEDecode do in a row;
+or, for an InstructPix2Pix or CosXL-edit MODEL, InstructPixToPixConditioning, DualCFGGuider and SamplerCustomAdvanced.
 
 Beside them: any picture size, the source put back outside the mask, and a word about what was not as it seemed.
 B pictures, H W their size
@@ -9,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import comfy.model_base
+import comfy.model_management as mm
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -19,9 +22,11 @@ from einops import rearrange
 from torch import Tensor
 
 from ..contracts import Misfit
-from ..painters.unet import grey_out
+from ..painters.schedule import is_full
+from ..painters.spatial import grey_out
 from ..tensors import check_shape, crop_to, fit_mask, pad_to_multiple, to_rgb
 from ..tensors import composite as put_back
+from .comfy_guidance import TwoScaleGuider, with_picture, without_picture
 
 HOST_MULTIPLE = 8  # InpaintModelConditioning cuts pictures to multiples of 8, whatever the VAE
 
@@ -32,6 +37,27 @@ class Edited(NamedTuple):
     image: Tensor
     latent: dict[str, Tensor]
     notes: list[str]
+
+
+class Prepared(NamedTuple):
+    """What goes into the sampler. null: the negative without the picture, where the picture guides too."""
+
+    positive: list
+    negative: list
+    latent: dict[str, Tensor]
+    null: list | None = None
+
+
+class Sampling(NamedTuple):
+    """KSampler's widgets; image_cfg: DualCFGGuider's second scale."""
+
+    seed: int
+    steps: int
+    cfg: float
+    sampler_name: str
+    scheduler: str
+    strength: float
+    image_cfg: float
 
 
 def samplers() -> tuple[list[str], list[str]]:
@@ -54,12 +80,15 @@ def edit_sample(
     scheduler: str,
     strength: float = 1.0,
     composite: bool = True,
+    image_guidance_scale: float = 1.5,
 ) -> Edited:
     """Paint over `image` float[B, H, W, C] in 0..1 where `mask` (any size, 1 = may change; None: everywhere) allows it.
 
     strength: KSampler's denoise; 0, or an empty mask, gives the source back bit for bit without running `model`
     An inpainting MODEL sees the mask and what surrounds it (without a mask: everything is masked); any other MODEL is
-    held to the mask by a noise mask.  composite: put the source back outside the mask, pixel-exact
+    held to the mask by a noise mask. An instruct MODEL (InstructPix2Pix, CosXL-edit) sees the source, is guided by it
+    with image_guidance_scale, and starts from noise alone at strength 1 without a mask.
+    composite: put the source back outside the mask, pixel-exact
     """
     require_vae(model, vae)
     notes: list[str] = []
@@ -69,12 +98,13 @@ def edit_sample(
     if strength <= 0 or (mask is not None and not bool(mask.round().any())):
         return Edited(source.clone(), {"samples": vae.encode(padded)}, notes)
     room = None if mask is None else pad_to_multiple(mask, multiple)[0]
-    positive, negative, latent = _prepared(model, positive, negative, vae, padded, room)
-    samples = _sampled(model, positive, negative, latent, seed, steps, cfg, sampler_name, scheduler, strength)
+    prepared = _prepared(model, positive, negative, vae, padded, room, strength)
+    settings = Sampling(seed, steps, cfg, sampler_name, scheduler, strength, image_guidance_scale)
+    samples = _sampled(model, prepared, settings)
     edited = crop_to(_decoded(vae, samples), size)
     if mask is not None and composite:
         edited = put_back(source, edited, mask)
-    return Edited(edited, {**latent, "samples": samples}, notes)
+    return Edited(edited, {**prepared.latent, "samples": samples}, notes)
 
 
 def require_vae(model: Any, vae: Any) -> None:
@@ -89,9 +119,11 @@ def require_vae(model: Any, vae: Any) -> None:
         )
 
 
-def is_inpainter(model: Any) -> bool:
-    """A MODEL that takes mask and masked picture on extra channels, as the host marked it when loading."""
-    return "masked_image" in getattr(model.model, "concat_keys", ())
+def kind_of(model: Any) -> str:
+    """One of `painters.spatial.KINDS`: instruct, inpaint or img2img, as the host found when it loaded the MODEL."""
+    if isinstance(model.model, comfy.model_base.IP2P):
+        return "instruct"
+    return "inpaint" if "masked_image" in getattr(model.model, "concat_keys", ()) else "img2img"
 
 
 # Before sampling -----------------------------------------------------------------------------------------------------
@@ -120,16 +152,22 @@ def _mask(image: Tensor, mask: Tensor | None, notes: list[str]) -> Tensor | None
 
 
 def _prepared(
-    model: Any, positive: list, negative: list, vae: Any, padded: Tensor, mask: Tensor | None
-) -> tuple[list, list, dict[str, Tensor]]:
-    """Conditionings and latent, as InpaintModelConditioning(noise_mask=False) or VAEEncode [and SetLatentNoiseMask]."""
-    latent = {"samples": vae.encode(padded)}
-    if not is_inpainter(model):
-        return positive, negative, latent if mask is None else {**latent, "noise_mask": _with_channel(mask)}
-    mask = torch.ones_like(padded[..., 0]) if mask is None else mask
-    seen = {"concat_latent_image": vae.encode(grey_out(padded, mask)), "concat_mask": _with_channel(mask)}
-    set_values = node_helpers.conditioning_set_values
-    return set_values(positive, seen), set_values(negative, seen), latent
+    model: Any, positive: list, negative: list, vae: Any, padded: Tensor, mask: Tensor | None, strength: float
+) -> Prepared:
+    """As VAEEncode [, SetLatentNoiseMask], as InpaintModelConditioning, or as InstructPixToPixConditioning."""
+    source, kind = vae.encode(padded), kind_of(model)
+    if kind == "inpaint":
+        mask = torch.ones_like(padded[..., 0]) if mask is None else mask
+        seen = {"concat_latent_image": vae.encode(grey_out(padded, mask)), "concat_mask": _with_channel(mask)}
+        told = (node_helpers.conditioning_set_values(each, seen) for each in (positive, negative))
+        return Prepared(*told, {"samples": source})
+    latent = {"samples": source} if mask is None else {"samples": source, "noise_mask": _with_channel(mask)}
+    if kind == "img2img":
+        return Prepared(positive, negative, latent)
+    if mask is None and is_full(strength):
+        latent = {"samples": torch.zeros_like(source)}
+    told = (with_picture(each, source) for each in (positive, negative))
+    return Prepared(*told, latent, without_picture(negative))
 
 
 def _with_channel(mask: Tensor) -> Tensor:
@@ -139,36 +177,37 @@ def _with_channel(mask: Tensor) -> Tensor:
 # Sampling ------------------------------------------------------------------------------------------------------------
 
 
-def _sampled(
-    model: Any,
-    positive: list,
-    negative: list,
-    latent: dict[str, Tensor],
-    seed: int,
-    steps: int,
-    cfg: float,
-    sampler_name: str,
-    scheduler: str,
-    strength: float,
-) -> Tensor:
-    """What KSampler does."""
-    latents = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-    return comfy.sample.sample(
-        model,
-        comfy.sample.prepare_noise(latents, seed),
-        steps,
-        cfg,
-        sampler_name,
-        scheduler,
-        positive,
-        negative,
-        latents,
-        denoise=strength,
-        noise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, steps),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    )
+def _sampled(model: Any, prepared: Prepared, settings: Sampling) -> Tensor:
+    """What KSampler does, or, where there is a branch without the picture, DualCFGGuider and SamplerCustomAdvanced."""
+    latents = comfy.sample.fix_empty_latent_channels(model, prepared.latent["samples"])
+    noise, noise_mask = comfy.sample.prepare_noise(latents, settings.seed), prepared.latent.get("noise_mask")
+    watched = {
+        "callback": latent_preview.prepare_callback(model, settings.steps),
+        "disable_pbar": not comfy.utils.PROGRESS_BAR_ENABLED,
+        "seed": settings.seed,
+    }
+    if prepared.null is not None:
+        guider, sampler = _two_scales(model, prepared, settings), comfy.samplers.sampler_object(settings.sampler_name)
+        samples = guider.sample(noise, latents, sampler, _sigmas(model, settings), noise_mask, **watched)
+        return samples.to(mm.intermediate_device())
+    how = settings.steps, settings.cfg, settings.sampler_name, settings.scheduler
+    conds = prepared.positive, prepared.negative
+    options = {"denoise": settings.strength, "noise_mask": noise_mask, **watched}
+    return comfy.sample.sample(model, noise, *how, *conds, latents, **options)
+
+
+def _two_scales(model: Any, prepared: Prepared, settings: Sampling) -> TwoScaleGuider:
+    guider = TwoScaleGuider(model)
+    guider.set_conds(prepared.positive, prepared.negative, prepared.null)
+    guider.set_cfg(settings.cfg, settings.image_cfg)
+    return guider
+
+
+def _sigmas(model: Any, settings: Sampling) -> Tensor:
+    """The noise levels that KSampler would take."""
+    named = {"sampler": settings.sampler_name, "scheduler": settings.scheduler}
+    options = {"steps": settings.steps, "denoise": settings.strength, "model_options": model.model_options}
+    return comfy.samplers.KSampler(model, device=model.load_device, **named, **options).sigmas
 
 
 def _decoded(vae: Any, samples: Tensor) -> Tensor:
