@@ -3,7 +3,7 @@
     python tests/host/make_thumbnails.py ADDRESS [--unpainted]       a running ComfyUI with this pack
 
 The mini's is what its template paints when Run is pressed for the first time, with wish and description; unpainted, or
-for the full-size template, whose models are not shipped, it is the graph as it opens.
+for the full-size templates, whose models are not shipped, it is the graph as it opens.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 HERE = Path(__file__).resolve().parent
 WORKFLOWS = HERE.parents[1] / "workflows"
 SIDE, EDGE, TOP, PICTURE = 768, 32, 72, 336
+FULL_SIZE = ("mind_edit_sd15", "mind_edit_sdxl", "mind_edit_instruct")
 BACK, PALE, BRIGHT = "#1d2530", "#9db4cc", "#ffffff"
 
 SHOW = """
@@ -90,7 +91,7 @@ def screenshot(page, workflow: dict, corner: tuple[int, int], side: int) -> Imag
 
 
 def main(address: str, unpainted: bool) -> None:
-    opened = ["mind_edit_sd15", *(["mind_edit_mini"] if unpainted else [])]
+    opened = [*FULL_SIZE, *(["mind_edit_mini"] if unpainted else [])]
     if not unpainted:
         client = neighbour("comfy_client").ComfyClient(address)
         graph = neighbour("prompt_graph").Graph.load(WORKFLOWS / "api" / "mind_edit_mini.json")

@@ -38,13 +38,43 @@ class Layout(NamedTuple):
     groups: dict[str, list[str]]  # heading -> names of its nodes
 
 
-CHECKPOINT = "sd-v1-5-inpainting.safetensors"
-ADAPTER = "ip-adapter_sd15.safetensors"
-MLLM_FOLDER = "llava-onevision-qwen2-0.5b-ov-hf"
+class File(NamedTuple):
+    """A model file of a template: where it is found, where it goes."""
+
+    url: str
+    directory: str
+    size: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    @property
+    def models(self) -> list[dict]:
+        """As the host offers it for download."""
+        return [{"name": self.name, "url": self.url, "directory": self.directory}]
+
+    @property
+    def row(self) -> str:
+        """Of the note's table."""
+        return f"| [{self.name}]({self.url}) ({self.size}) | `models/{self.directory}` |"
+
+
 HUB = "https://huggingface.co"
-CHECKPOINT_URL = f"{HUB}/webui/stable-diffusion-inpainting/resolve/main/{CHECKPOINT}"
-ADAPTER_URL = f"{HUB}/h94/IP-Adapter/resolve/main/models/{ADAPTER}"
+MLLM_FOLDER = "llava-onevision-qwen2-0.5b-ov-hf"
 MLLM_URL = f"{HUB}/llava-hf/{MLLM_FOLDER}"
+ADAPTERS = f"{HUB}/h94/IP-Adapter/resolve/main"
+SD15_INPAINTING = File(
+    f"{HUB}/webui/stable-diffusion-inpainting/resolve/main/sd-v1-5-inpainting.safetensors", "checkpoints", "4.3 GB"
+)
+SDXL_BASE = File(
+    f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors", "checkpoints", "6.9 GB"
+)
+IP2P = File(
+    f"{HUB}/timbrooks/instruct-pix2pix/resolve/main/instruct-pix2pix-00-22000.safetensors", "checkpoints", "7.7 GB"
+)
+ADAPTER_SD15 = File(f"{ADAPTERS}/models/ip-adapter_sd15.safetensors", "ipadapter", "45 MB")
+ADAPTER_SDXL = File(f"{ADAPTERS}/sdxl_models/ip-adapter_sdxl_vit-h.safetensors", "ipadapter", "698 MB")
 
 MINI_NOTE = """\
 # MindEdit in a minute
@@ -67,27 +97,66 @@ not photographs.
 - Photographs: open the template **mind_edit_sd15**. It is this graph with other loaders.
 """
 
-SD15_NOTE = f"""\
-# MIND-Edit on Stable Diffusion 1.5
 
-The same graph as **mind_edit_mini**, with models of full size. About 6 GB of VRAM; a CPU works and is slow.
+def full_size_note(title: str, beginning: str, checkpoint: File, adapter: File, first: str, last: str) -> str:
+    """The note of a template with models of full size."""
+    return f"""\
+# {title}
+
+{beginning}
 
 | file | folder |
 |---|---|
-| [{CHECKPOINT}]({CHECKPOINT_URL}) (4.3 GB) | `models/checkpoints` |
-| [{ADAPTER}]({ADAPTER_URL}) (45 MB) | `models/ipadapter` |
+{checkpoint.row}
+{adapter.row}
 | [{MLLM_FOLDER}]({MLLM_URL}) (1.8 GB, the whole folder) | `models/LLM/{MLLM_FOLDER}` |
 | a MIND-Edit adapter for that LLaVA (optional) | `models/mindedit` |
 
-1. Load a picture. Right-click it, **Open in MaskEditor**, paint what may change. Until then the mask is empty: \
-the picture comes back as it is, and *Edit Sampler* says why.
+1. {first}
 2. Say what you want, as loosely as you like, and press **Run**.
 
 Without a MIND-Edit adapter the text is still rewritten, *Insight Embedding* says that the insight is off, and the \
 painter gets the text alone. With one, choose it in **MLLM Loader**.
 
-Any SD 1.5 checkpoint, LoRA or ControlNet fits between loader and bridge; without a mask use an ordinary checkpoint.
+{last}
 """
+
+
+PAINT_A_MASK = (
+    "Load a picture. Right-click it, **Open in MaskEditor**, paint what may change. Until then the mask is empty: "
+    "the picture comes back as it is, and *Edit Sampler* says why."
+)
+
+SD15_NOTE = full_size_note(
+    "MIND-Edit on Stable Diffusion 1.5",
+    "The same graph as **mind_edit_mini**, with models of full size. About 6 GB of VRAM; a CPU works and is slow.",
+    SD15_INPAINTING,
+    ADAPTER_SD15,
+    PAINT_A_MASK,
+    "Any SD 1.5 checkpoint, LoRA or ControlNet fits between loader and bridge; without a mask use an ordinary "
+    "checkpoint.",
+)
+
+SDXL_NOTE = full_size_note(
+    "MIND-Edit on Stable Diffusion XL",
+    "The same graph as **mind_edit_sd15**, with an SDXL checkpoint and an IP-Adapter made for it. About 10 GB of VRAM.",
+    SDXL_BASE,
+    ADAPTER_SDXL,
+    PAINT_A_MASK,
+    "An ordinary checkpoint is held to the mask; an SDXL **inpainting** one also sees where the mask ends. Any SDXL "
+    "checkpoint, LoRA or ControlNet fits between loader and bridge. Pictures of about one megapixel suit SDXL best.",
+)
+
+IP2P_NOTE = full_size_note(
+    "MIND-Edit on InstructPix2Pix",
+    "A painter that *sees* the picture and needs no mask. About 6 GB of VRAM; a CPU works and is slow.",
+    IP2P,
+    ADAPTER_SD15,
+    "Load a picture.",
+    "In **Edit Sampler**, *cfg* is how closely the text is followed and *image_guidance_scale* how closely the picture "
+    "is: too little changed, lower it to 1.2; too much, raise it to 1.8. A mask may be wired as well. For CosXL-edit "
+    "use its checkpoint and an IP-Adapter made for SDXL.",
+)
 
 # The loaders stand at the top: what they give runs along a lane above the nodes that think, straight to the painter.
 MINI = Layout(
@@ -172,73 +241,86 @@ MINI = Layout(
     },
 )
 
-SD15 = Layout(
-    nodes={
-        "note": Node("MarkdownNote", (0, 110), (420, 640), widgets={"text": SD15_NOTE}),
-        "mllm": Node("MindEditMLLMLoader", (500, 110), (320, 90), widgets={"model": MLLM_FOLDER, "adapter": "none"}),
-        "checkpoint": Node(
-            "CheckpointLoaderSimple",
-            (500, 250),
-            (320, 100),
-            widgets={"ckpt_name": CHECKPOINT},
-            models=[{"name": CHECKPOINT, "url": CHECKPOINT_URL, "directory": "checkpoints"}],
-        ),
-        "picture": Node("LoadImage", (500, 480), (320, 540), widgets={"image": "example.png"}),
-        "optimizer": Node(
-            "MindEditInstructionOptimizer",
-            (900, 480),
-            (400, 330),
-            {"mllm": ("mllm", "mllm"), "image": ("picture", "IMAGE")},
-            {"control": "fixed", "instruction": "dress her for a cold evening"},
-        ),
-        "insight": Node(
-            "MindEditInsightEmbedding",
-            (900, 870),
-            (400, 150),
-            {"mllm": ("mllm", "mllm"), "image": ("picture", "IMAGE"), "plan": ("optimizer", "plan")},
-        ),
-        "bridge": Node(
-            "MindEditIPAdapterBridge",
-            (1380, 110),
-            (340, 360),
-            {
-                "model": ("checkpoint", "MODEL"),
-                "clip": ("checkpoint", "CLIP"),
-                "insight": ("insight", "insight"),
-                "plan": ("optimizer", "plan"),
-            },
-            {"negative_text": "blurry, deformed, text, watermark", "adapter": ADAPTER},
-            [{"name": ADAPTER, "url": ADAPTER_URL, "directory": "ipadapter"}],
-        ),
-        "sampler": Node(
-            "MindEditEditSampler",
-            (1800, 110),
-            (340, 360),
-            {
-                "model": ("bridge", "model"),
-                "positive": ("bridge", "positive"),
-                "negative": ("bridge", "negative"),
-                "vae": ("checkpoint", "VAE"),
-                "image": ("picture", "IMAGE"),
-                "mask": ("picture", "MASK"),
-            },
-            {"control": "fixed", "steps": 25, "cfg": 7.5},
-        ),
-        "after": Node(
-            "SaveImage", (2220, 110), (480, 560), {"images": ("sampler", "image")}, {"filename_prefix": "MindEdit"}
-        ),
-    },
-    groups={
-        "Models": ["mllm", "checkpoint"],
-        "1 · A picture and a wish": ["picture"],
-        "2 · Think": ["optimizer", "insight"],
-        "3 · Tell the painter": ["bridge"],
-        "4 · Paint": ["sampler"],
-        "5 · Result": ["after"],
-    },
-)
 
-LAYOUTS = {"mind_edit_mini": MINI, "mind_edit_sd15": SD15}
+def full_size(note: str, checkpoint: File, adapter: File, wish: str, sampling: dict, masked: bool = True) -> Layout:
+    """A photograph, models from disk. sampling: widgets of Edit Sampler"""
+    mask = {"mask": ("picture", "MASK")} if masked else {}
+    return Layout(
+        nodes={
+            "note": Node("MarkdownNote", (0, 110), (420, 640), widgets={"text": note}),
+            "mllm": Node(
+                "MindEditMLLMLoader", (500, 110), (320, 90), widgets={"model": MLLM_FOLDER, "adapter": "none"}
+            ),
+            "checkpoint": Node(
+                "CheckpointLoaderSimple",
+                (500, 250),
+                (320, 100),
+                widgets={"ckpt_name": checkpoint.name},
+                models=checkpoint.models,
+            ),
+            "picture": Node("LoadImage", (500, 480), (320, 540), widgets={"image": "example.png"}),
+            "optimizer": Node(
+                "MindEditInstructionOptimizer",
+                (900, 480),
+                (400, 330),
+                {"mllm": ("mllm", "mllm"), "image": ("picture", "IMAGE")},
+                {"control": "fixed", "instruction": wish},
+            ),
+            "insight": Node(
+                "MindEditInsightEmbedding",
+                (900, 870),
+                (400, 150),
+                {"mllm": ("mllm", "mllm"), "image": ("picture", "IMAGE"), "plan": ("optimizer", "plan")},
+            ),
+            "bridge": Node(
+                "MindEditIPAdapterBridge",
+                (1380, 110),
+                (340, 360),
+                {
+                    "model": ("checkpoint", "MODEL"),
+                    "clip": ("checkpoint", "CLIP"),
+                    "insight": ("insight", "insight"),
+                    "plan": ("optimizer", "plan"),
+                },
+                {"negative_text": "blurry, deformed, text, watermark", "adapter": adapter.name},
+                adapter.models,
+            ),
+            "sampler": Node(
+                "MindEditEditSampler",
+                (1800, 110),
+                (340, 360),
+                {
+                    "model": ("bridge", "model"),
+                    "positive": ("bridge", "positive"),
+                    "negative": ("bridge", "negative"),
+                    "vae": ("checkpoint", "VAE"),
+                    "image": ("picture", "IMAGE"),
+                    **mask,
+                },
+                {"control": "fixed", **sampling},
+            ),
+            "after": Node(
+                "SaveImage", (2220, 110), (480, 560), {"images": ("sampler", "image")}, {"filename_prefix": "MindEdit"}
+            ),
+        },
+        groups={
+            "Models": ["mllm", "checkpoint"],
+            "1 · A picture and a wish": ["picture"],
+            "2 · Think": ["optimizer", "insight"],
+            "3 · Tell the painter": ["bridge"],
+            "4 · Paint": ["sampler"],
+            "5 · Result": ["after"],
+        },
+    )
+
+
+WISH = "dress her for a cold evening"
+SD15 = full_size(SD15_NOTE, SD15_INPAINTING, ADAPTER_SD15, WISH, {"steps": 25, "cfg": 7.5})
+SDXL = full_size(SDXL_NOTE, SDXL_BASE, ADAPTER_SDXL, WISH, {"steps": 25, "cfg": 7.0})
+INSTRUCTED = {"steps": 25, "cfg": 7.5, "image_guidance_scale": 1.5}
+INSTRUCT = full_size(IP2P_NOTE, IP2P, ADAPTER_SD15, WISH, INSTRUCTED, masked=False)
+
+LAYOUTS = {"mind_edit_mini": MINI, "mind_edit_sd15": SD15, "mind_edit_sdxl": SDXL, "mind_edit_instruct": INSTRUCT}
 
 DRAW = """
 (async layout => {

@@ -70,7 +70,7 @@ def test_importing_the_pack_imports_only_itself(probe, client):
 
 def test_templates_are_listed_with_their_thumbnails(server, client):
     templates = server.get("/workflow_templates")[client.PACK_FOLDER]
-    assert sorted(templates) == ["mind_edit_mini", "mind_edit_sd15"]
+    assert sorted(templates) == ["mind_edit_instruct", "mind_edit_mini", "mind_edit_sd15", "mind_edit_sdxl"]
     for name in templates:
         place = f"/api/workflow_templates/{client.PACK_FOLDER}/{name}"
         assert server.get(f"{place}.json")["version"] == 0.4
