@@ -1,12 +1,14 @@
-"""Run by the host's Python: files of random weights with the names and shapes of SD1.5-inpainting and its IP-Adapter.
+"""Run by the host's Python: files of random weights with the names and shapes of a Stable Diffusion and its IP-Adapter.
 
-python make_full_size.py COMFYUI MODELS        MODELS/checkpoints and MODELS/ipadapter, 2 GB in fp16
+python make_full_size.py COMFYUI MODELS [instruct]        MODELS/checkpoints and MODELS/ipadapter, 2 GB in fp16
+
+SD1.5-inpainting, which takes 9 channels; or InstructPix2Pix, which takes 8.
 """
 
 import sys
 from pathlib import Path
 
-comfyui, models = sys.argv[1], Path(sys.argv[2])
+comfyui, models, instructed = sys.argv[1], Path(sys.argv[2]), "instruct" in sys.argv[3:]
 sys.argv = ["main.py", "--cpu"]
 sys.path.insert(0, comfyui)
 
@@ -23,7 +25,7 @@ from safetensors.torch import save_file  # noqa: E402
 ops = comfy.ops.manual_cast
 UNET = {
     "image_size": 32,
-    "in_channels": 9,
+    "in_channels": 8 if instructed else 9,
     "out_channels": 4,
     "model_channels": 320,
     "num_res_blocks": [2, 2, 2, 2],
@@ -86,8 +88,9 @@ def adapter() -> dict[str, torch.Tensor]:
     return tensors
 
 
+NAME = "instruct-pix2pix-00-22000" if instructed else "sd-v1-5-inpainting"
 for folder, name, content in (
-    ("checkpoints", "sd-v1-5-inpainting.safetensors", checkpoint),
+    ("checkpoints", f"{NAME}.safetensors", checkpoint),
     ("ipadapter", "ip-adapter_sd15.safetensors", adapter),
 ):
     (models / folder).mkdir(parents=True, exist_ok=True)

@@ -18,9 +18,9 @@ MLLM_FOLDER = "llava-onevision-qwen2-0.5b-ov-hf"
 WIDTH, HEIGHT, SIDE = 1365, 768, 256  # pixels; the template as published runs on a small square and a tiny MLLM
 
 
-def make(script: str, server) -> None:
+def make(script: str, server, *words: str) -> None:
     """Files of random weights, written by the host's own Python."""
-    command = [server.python, str(HERE / script), str(server.comfyui), str(server.base / "models")]
+    command = [server.python, str(HERE / script), str(server.comfyui), str(server.base / "models"), *words]
     subprocess.run(command, cwd=server.base, check=True, capture_output=True)
 
 
@@ -28,6 +28,12 @@ def make(script: str, server) -> None:
 def painter(server):
     """models/ with checkpoint and IP-Adapter at full size."""
     make("make_full_size.py", server)
+
+
+@pytest.fixture
+def instructed(server):
+    """models/ with InstructPix2Pix instead."""
+    make("make_full_size.py", server, "instruct")
 
 
 @pytest.fixture
@@ -69,6 +75,21 @@ def test_the_template_of_sd15_runs(server, painter, tiny_mllm, one_step):
     (picture,) = server.pictures(run, one_step.id("SaveImage"))
     assert picture.shape == (SIDE, SIDE, 3)
     assert "the insight is off" in run.outputs[one_step.id("MindEditInsightEmbedding")]["text"][0]
+
+
+def test_the_template_of_instruct_pix2pix_runs(server, instructed, tiny_mllm, graph_class, root):
+    """The host finds the 8 channels in the checkpoint; without a mask the whole picture is painted, at any size."""
+    graph = graph_class.load(root / "workflows" / "api" / "mind_edit_instruct.json")
+    graph["MindEditEditSampler"]["steps"] = 1
+    graph["MindEditInstructionOptimizer"]["max_new_tokens"] = 8
+    example = Image.open(server.comfyui / "input" / "example.png").convert("RGB")
+    example.resize((SIDE - 30, SIDE)).save(server.base / "input" / graph["LoadImage"]["image"])
+    pictures = []
+    for scale in (1.5, 3.0):
+        graph["MindEditEditSampler"]["image_guidance_scale"] = scale
+        pictures += server.pictures(server.run_well(graph.prompt), graph.id("SaveImage"))
+    assert pictures[0].shape == (SIDE, SIDE - 30, 3)
+    assert (pictures[0] != pictures[1]).mean() > 0.1  # the picture guides
 
 
 def test_the_whole_graph_edits_a_photograph_at_full_size(server, painter, full_mllm, one_step):
