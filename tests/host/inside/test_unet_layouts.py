@@ -201,16 +201,19 @@ def insight():
 
 
 @pytest.fixture(scope="module")
-def bridge(pack, insight):
-    """The node: parts -> MODEL, positive, negative."""
-
-    async def classes():
+def classes(pack):
+    async def load():
         return await (await pack.comfy_entrypoint()).get_node_list()
 
-    found = {cls.GET_SCHEMA().node_id: cls for cls in asyncio.run(classes())}["MindEditIPAdapterBridge"]
+    return {cls.GET_SCHEMA().node_id: cls for cls in asyncio.run(load())}
+
+
+@pytest.fixture(scope="module")
+def bridge(classes, insight):
+    """The node: parts -> MODEL, positive, negative."""
 
     def run(parts, scale=0.8):
-        node = found.PREPARE_CLASS_CLONE(None)
+        node = classes["MindEditIPAdapterBridge"].PREPARE_CLASS_CLONE(None)
         words = {"plan": Plan(TEXT, TEXT), "negative_text": NEGATIVE, "insight": insight}
         window = {"insight_scale": scale, "start": 0.0, "end": 1.0}
         return node.execute(
@@ -336,6 +339,17 @@ def test_the_bridge_feeds_the_hosts_ksampler(name, both, bridge, image, mask):
         *conds, latent = nodes.InpaintModelConditioning().encode(*conds, image, parts.vae, mask, noise_mask=False)
     (expected,) = nodes.KSampler().sample(model, 3, 4, 5.0, "euler", "simple", *conds, latent, denoise=1.0)
     assert torch.equal(edit(parts, image, mask, given=given).latent["samples"], expected["samples"])
+
+
+def test_a_prompt_saved_before_there_was_a_second_scale_still_runs(classes, both, image):
+    """The node without the appended input takes the default."""
+    parts, node = both("ip2p"), classes["MindEditEditSampler"].PREPARE_CLASS_CLONE(None)
+    conds = encode_prompt(parts.clip, TEXT), encode_prompt(parts.clip, NEGATIVE)
+    old = {"strength": 1.0, "composite": True, **SAMPLING}
+    found = node.execute(parts.model, *conds, parts.vae, image, **old).result[0]
+    assert torch.equal(found, edit(parts, image, image_guidance_scale=1.5).image)
+    named = {each.id: each for each in classes["MindEditEditSampler"].GET_SCHEMA().inputs}
+    assert named["image_guidance_scale"].default == 1.5
 
 
 def test_what_a_user_conditioned_before_is_replaced(both, image):
