@@ -156,6 +156,8 @@ def _single_file(folder: Path) -> list[Path]:
     files, usual = sorted(folder.glob("*.safetensors")), _usual(folder)  # beside variants such as *.fp16.safetensors
     if len(files) == 1 or len(usual) == 1:
         return usual or files
+    if not files and (pickles := sorted(entry for entry in folder.glob("*.bin") if is_pickle(entry))):
+        raise CheckpointError(pickle_refused(pickles[0]))
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
     raise CheckpointError(
         f"{folder} must hold one .safetensors file, or shards with their *{INDEX_SUFFIX}; found {found}. "
@@ -184,15 +186,40 @@ def _opened(path: Path):
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except SafetensorError as error:
+        if is_pickle(path):
+            raise CheckpointError(pickle_refused(path)) from None
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is not a complete safetensors file: {error}; "
             "it is truncated or of another format, fetch it again"
         ) from error
 
 
-def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
+def is_pickle(path: Path) -> bool:
+    """True for what `torch.save` writes (a zip archive, or a bare pickle before 1.6), by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    return start == b"PK" or (start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05"))
+
+
+def pickle_refused(path: Path, kind: str = "") -> str:
+    """What to say of a pickle, with the command that makes it a safetensors file. kind: as `mindedit convert` takes."""
+    out = path.with_suffix(".safetensors")
+    out = path.with_name(f"{path.stem}-converted.safetensors") if out == path else out
+    words = ["mindedit", "convert", *([kind] if kind else []), _quoted(path), _quoted(out)]
+    return (
+        f"{path} is a pickle, which can run code when it is read, so only safetensors files are read here; turn it "
+        f"into one with `{' '.join(words)}` (or `python -m mindedit_core convert ...` in this pack's folder)"
+    )
+
+
+def _quoted(path: Path) -> str:
+    return f'"{path}"' if " " in str(path) else str(path)
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], name: str, *, assign: bool = False) -> nn.Module:
     """Put `tensors` into `module`, every key and every shape accounted for; values are cast to the module's dtype.
 
+    assign: the tensors themselves become the parameters, in their own dtype; the module may be on the meta device.
     Keys that the module ties to a loaded one may be absent; any other difference raises CheckpointError with `name`.
     """
     own = module.state_dict(keep_vars=True)
@@ -206,7 +233,7 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> 
             f"checkpoint {name} has {len(wrong)} tensors of another size, first: {key} is {tuple(tensors[key].shape)}, "
             f"needed {tuple(own[key].shape)}; it belongs to a model of another configuration"
         )
-    module.load_state_dict(dict(tensors), strict=False)
+    module.load_state_dict(dict(tensors), strict=False, assign=assign)
     return module
 
 
@@ -249,7 +276,11 @@ KINDS: dict[str, Callable[[Shapes], bool]] = {
     "mind_edit": lambda s: (
         _any(s, "vision_head.") or (_any(s, "lora.") and any(key.endswith(".lora_A.weight") for key in s))
     ),
-    "ip_adapter_faceid": lambda s: _has(s, "ip_adapter.0.to_q_lora.down.weight"),
+    "ip_adapter_faceid_plus": lambda s: _any(s, "image_proj.perceiver_resampler."),
+    "ip_adapter_faceid": lambda s: any(key.startswith("ip_adapter.") and "_lora." in key for key in s),
+    "ip_adapter_portrait": lambda s: (
+        _has(s, "image_proj.proj.2.weight", "image_proj.norm.weight") and "image_proj.proj.3.weight" not in s
+    ),
     "ip_adapter_full_face": lambda s: _has(s, "image_proj.proj.3.weight"),
     "ip_adapter_plus": lambda s: _has(s, "image_proj.latents"),
     "ip_adapter": lambda s: _has(s, "image_proj.proj.weight", "image_proj.norm.weight", "ip_adapter.1.to_k_ip.weight"),
@@ -270,12 +301,21 @@ KINDS: dict[str, Callable[[Shapes], bool]] = {
 }
 
 
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Key -> shape of tensors in memory."""
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def kind_of(shapes: Shapes) -> str | None:
+    """The first of KINDS that these keys and shapes match; None for a stranger."""
+    return next((kind for kind, matches in KINDS.items() if matches(shapes)), None)
+
+
 def detect(source: str | Path | Mapping[str, Tensor]) -> str:
     """What a checkpoint is, by its keys and shapes: one of KINDS. Raises CheckpointError for a stranger."""
-    shapes = {key: tuple(t.shape) for key, t in source.items()} if isinstance(source, Mapping) else read_shapes(source)
-    for kind, matches in KINDS.items():
-        if matches(shapes):
-            return kind
+    shapes = shapes_of(source) if isinstance(source, Mapping) else read_shapes(source)
+    if (kind := kind_of(shapes)) is not None:
+        return kind
     where = "these tensors are" if isinstance(source, Mapping) else f"{source} is"
     raise CheckpointError(
         f"{where} no kind of checkpoint known here: {_sample(shapes)}; known kinds: {', '.join(KINDS)}"

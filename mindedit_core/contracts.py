@@ -25,6 +25,7 @@ from torch import Tensor
 
 STREAMS = ("text_tokens", "image_tokens", "spatial")
 REGION_KINDS = ("box", "background", "keep")
+GLOBAL, STATES = "global", "states"  # forms of an image embedding: float[B, Dc], and float[B, T, Dh]
 MAX_COORDINATE = 1000.0  # boxes are written in thousandths of the picture's width and height
 
 
@@ -108,6 +109,7 @@ class Insight:
     vision: float[B, P, Dv]                    source-image patches
     image_embeds: float[B, Dc] or float[B, T, Dh], in the CLIP space named `clip_space`; None: no trained head
     note: what the user has to be told; "" if nothing
+    negative_image_embeds: as image_embeds, for the unconditional branch: the states of a zero image; None: zeros
     """
 
     hidden: Tensor | None
@@ -116,6 +118,12 @@ class Insight:
     image_embeds: Tensor | None = None
     clip_space: str | None = None
     note: str = ""
+    negative_image_embeds: Tensor | None = None
+
+    @property
+    def embed_form(self) -> str | None:
+        """GLOBAL, one vector a picture, or STATES, a vector a patch; None without an embedding of these shapes."""
+        return None if self.image_embeds is None else {2: GLOBAL, 3: STATES}.get(self.image_embeds.ndim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +191,7 @@ class PaintSettings:
 
 @runtime_checkable
 class MLLM(Protocol):
-    """Reads picture and text. May also have `clip_space` and `embed_dim`: where its head predicts, or None."""
+    """Reads picture and text. May also have `embed_form`, `clip_space`, `embed_dim`: what its head gives, or None."""
 
     mllm_id: str
     hidden_size: int
@@ -201,7 +209,9 @@ class Designer(Protocol):
 
 @runtime_checkable
 class Bridge(Protocol):
-    """Insight -> Condition. May also have `clip_space`, `embed_dim` (what it reads) and `token_dim` (what it emits)."""
+    """Insight -> Condition. May also have `embed_form`, `clip_space`, `embed_dim` (what it reads) and `token_dim` (what
+    it emits).
+    """
 
     emits: frozenset[str]
 
@@ -219,18 +229,30 @@ class Painter(Protocol):
     ) -> Tensor: ...
 
 
+OTHER_FORM = (
+    "a base IP-Adapter reads the global embedding, a plus or full-face one the penultimate states: change the "
+    "IP-Adapter, or load an adapter file whose VisionHead predicts the other form"
+)
+OTHER_SPACE = (
+    "load an adapter file trained for the same CLIP image space, or an IP-Adapter that reads it (global embedding: "
+    "ViT-H 1024, ViT-bigG 1280; penultimate states: ViT-H 1280)"
+)
+
+
 def require_fit(mllm: Any, bridge: Any, painter: Any) -> None:
     """Raise Misfit, before anything slow runs, if these three cannot work together.
 
-    Compared: streams always; CLIP space, its width and the token width where both sides say theirs.
+    Compared: streams always; form, CLIP space and width of the image embedding, and the token width, where both sides
+    say theirs.
     """
     if homeless := sorted(set(bridge.emits) - set(painter.accepts)):
         raise Misfit(
             f"{_name(painter)} has no place for {', '.join(homeless)} from {_name(bridge)}; it accepts "
             f"{', '.join(sorted(painter.accepts)) or 'no stream'}: choose another bridge or another painter"
         )
-    _require_equal("clip_space", mllm, bridge, "load an adapter file trained for the same CLIP image space")
-    _require_equal("embed_dim", mllm, bridge, "load an adapter file trained for the same CLIP image space")
+    _require_equal("embed_form", mllm, bridge, OTHER_FORM)
+    _require_equal("clip_space", mllm, bridge, OTHER_SPACE)
+    _require_equal("embed_dim", mllm, bridge, OTHER_SPACE)
     _require_equal("token_dim", bridge, painter, "use an IP-Adapter made for this base model (SD1.5: 768, SDXL: 2048)")
 
 

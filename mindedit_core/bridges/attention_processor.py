@@ -76,10 +76,12 @@ def _mask_of_heads(attn: nn.Module, attention_mask: Tensor, encoder_hidden_state
 def cross_attention_layers(unet: nn.Module) -> dict[str, nn.Module]:
     """Name -> Attention module of every text cross-attention, in the order of `unet.attn_processors`: down, up, mid.
 
-    That is the order of the keys 1, 3, 5, ... of an IP-Adapter file (even numbers are self-attention).
+    That is the order of the keys 1, 3, 5, ... of an IP-Adapter file (even numbers are self-attention). A resampler that
+    diffusers put into the UNet (`encoder_hid_proj`) has attention too, which is none of these.
     """
     names = [name.removesuffix(".processor") for name in unet.attn_processors]
-    return {name: unet.get_submodule(name) for name in names if not name.endswith(".attn1")}
+    others = ("encoder_hid_proj.",)
+    return {n: unet.get_submodule(n) for n in names if not n.endswith(".attn1") and not n.startswith(others)}
 
 
 @contextmanager

@@ -1,11 +1,13 @@
-"""IP-Adapter, base variant (arXiv 2308.06721, files of h94/IP-Adapter): a CLIP image embedding becomes N image tokens.
+"""IP-Adapter (arXiv 2308.06721, files of h94/IP-Adapter): a CLIP embedding of a picture becomes N image tokens.
 
 MIND-Edit (arXiv 2505.19149) feeds its predicted v_insight to a stock, frozen IP-Adapter in place of an encoded picture.
 
-    image_proj    tokens = LayerNorm(reshape(Linear(e), N, token_dim)); the unconditional branch: zeros THROUGH it
+    image_proj    base: the global embedding; plus, full-face: the states hidden_states[-2] of the CLIP vision model
     ip_adapter    to_k_ip, to_v_ip of the k-th attention layer, k = 1, 3, 5, ... (`cross_attention_layers`)
 
-`state_dict()` is the published layout, key by key. Axes: B batch, N image tokens, Dc CLIP width.
+The unconditional branch is, THROUGH image_proj: zeros for base, the states of a zero image for plus and full-face.
+`state_dict()` is the published layout, key by key.
+B batch, T states, N image tokens, Dc Dh widths of what is read
 """
 
 from __future__ import annotations
@@ -17,89 +19,45 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError, detect, load_strict, load_tensors, read_metadata
-from ..contracts import Condition, Insight, Misfit
+from ..checkpoint import load_strict, load_tensors, read_metadata, shapes_of
+from ..contracts import GLOBAL, STATES, Condition, Insight, Misfit
 from .attention_processor import ImageBranch, KeyValue, attached, cross_attention_layers
+from .image_projections import FullFaceProjection, ImageProjection
+from .ip_adapter_layouts import PARTS, Layout, files_reading, layer_numbers, layout_of, said_embedding
+from .resampler import Resampler
 
 log = logging.getLogger(__name__)
 
-BASE_FILES = "ip-adapter_sd15.safetensors or ip-adapter_sd15_light.safetensors of h94/IP-Adapter"
-OTHER_LAYOUTS = {
-    "ip_adapter_plus": "a 'plus' IP-Adapter (image_proj.latents: a resampler over 257 CLIP states)",
-    "ip_adapter_full_face": "a 'full-face' IP-Adapter (image_proj.proj.3: an MLP over 257 CLIP states)",
-    "ip_adapter_faceid": "a FaceID IP-Adapter (to_q_lora in its attention layers, reads face embeddings)",
-}
-
-
-# Reading the published layouts --------------------------------------------------------------------
+NO_NEGATIVE = (
+    "nobody gave the CLIP states of a zero image for the unconditional branch: zeros are used, and guidance is a "
+    "little off; train the VisionHead's file with `negative_image_embeds`"
+)
+KINDS_READING = {GLOBAL: "a base IP-Adapter", STATES: "a plus or full-face IP-Adapter"}
+SHAPES = {GLOBAL: "the global embedding [B,", STATES: "the penultimate states [B, T,"}
 
 
 def flat_keys(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The nested layout {"image_proj": {...}, "ip_adapter": {...}} as flat keys; flat keys stay."""
-    flat: dict[str, Tensor] = {}
-    for key, value in tensors.items():
-        flat.update(
-            {f"{key}.{name}": tensor for name, tensor in value.items()} if isinstance(value, Mapping) else {key: value}
-        )
+    """The nested layout {"image_proj": {...}, "ip_adapter": {...}} as flat keys; flat tensors stay, the rest goes."""
+    flat = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+    for part in PARTS:
+        if isinstance(tensors.get(part), Mapping):
+            flat.update({f"{part}.{name}": tensor for name, tensor in tensors[part].items()})
     return flat
 
 
-def require_base(tensors: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError, naming what was found, unless these flat keys are a base IP-Adapter's."""
-    kind = "ip_adapter_faceid" if any("_lora." in key for key in tensors) else _kind(tensors)
-    if kind == "ip_adapter":
-        return
-    what = OTHER_LAYOUTS.get(kind) or f"{len(tensors)} keys, such as {', '.join(sorted(tensors)[:3]) or 'none'}"
-    later = ", whose support comes later" if kind in OTHER_LAYOUTS else ""
-    raise CheckpointError(
-        "a base IP-Adapter (image_proj.proj, image_proj.norm, ip_adapter.1.to_k_ip, ...) is needed, "
-        f"found {what}{later}; use {BASE_FILES}"
-    )
+# The modules ---------------------------------------------------------------------------------------------------------
 
 
-def _kind(tensors: Mapping[str, Tensor]) -> str:
-    try:
-        return detect(tensors)
-    except CheckpointError:
-        return "unknown"
-
-
-def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Constructor arguments of the base IP-Adapter in these flat keys. Raises CheckpointError for another layout."""
-    require_base(tensors)
-    rows, embed_dim = tensors["image_proj.proj.weight"].shape
-    token_dim = tensors["image_proj.norm.weight"].shape[0]
-    found = sorted(int(key.split(".")[1]) for key in tensors if key.endswith(".to_k_ip.weight"))
-    if found != _layer_numbers(len(found)) or rows % token_dim:
-        raise CheckpointError(
-            f"an IP-Adapter has layers 1, 3, 5, ... and a projection of N x {token_dim} rows, "
-            f"got layers {found[:4]}... and {rows} rows; fetch the file again ({BASE_FILES})"
-        )
-    layer_dims = [tensors[f"ip_adapter.{k}.to_k_ip.weight"].shape[0] for k in found]
-    return {"embed_dim": embed_dim, "token_dim": token_dim, "layer_dims": layer_dims, "tokens": rows // token_dim}
-
-
-def _layer_numbers(count: int) -> list[int]:
-    return [2 * index + 1 for index in range(count)]
-
-
-# The modules --------------------------------------------------------------------------------------
-
-
-class ImageProjection(nn.Module):
-    """float[B, Dc] -> float[B, N, token_dim]: one Linear, split into tokens, LayerNorm."""
-
-    def __init__(self, embed_dim: int, token_dim: int, tokens: int) -> None:
-        super().__init__()
-        self.tokens = tokens
-        self.proj = nn.Linear(embed_dim, tokens * token_dim)
-        self.norm = nn.LayerNorm(token_dim)
-
-    def forward(self, image_embeds: Tensor) -> Tensor:
-        return self.norm(rearrange(self.proj(image_embeds), "b (n d) -> b n d", n=self.tokens))
+def image_projection(layout: Layout) -> nn.Module:
+    """The module that makes image tokens, with random weights."""
+    embed_dim, token_dim = layout.embed_dim, layout.token_dim
+    if layout.kind == "plus":
+        return Resampler(embed_dim, token_dim, layout.tokens, **layout.sizes)
+    if layout.kind == "full-face":
+        return FullFaceProjection(embed_dim, token_dim, **layout.sizes)
+    return ImageProjection(embed_dim, token_dim, layout.tokens)
 
 
 class LayerProjections(nn.Module):
@@ -121,31 +79,43 @@ class IPAdapter(nn.Module):
         with adapter.attached(unet, image_tokens=tokens) as branch:    # K/V once, gradients flow to the adapter
             noise = unet(latents, timestep, text_tokens).sample
 
-    embed_dim: width of the CLIP embedding it reads;  clip_space: name of that space, None if the file does not say
-    token_dim: the UNet's cross_attention_dim;  layer_dims: widths of its cross-attention layers, in file order
-    tokens: N
+    layout: kind and every size;  clip_space: name of the space it reads, None if the file does not say
     """
 
     emits = frozenset({"image_tokens"})
 
-    def __init__(
-        self, embed_dim: int, token_dim: int, layer_dims: Sequence[int], tokens: int = 4, clip_space: str | None = None
-    ) -> None:
+    def __init__(self, layout: Layout, clip_space: str | None = None) -> None:
         super().__init__()
-        self.embed_dim, self.token_dim, self.tokens, self.clip_space = embed_dim, token_dim, tokens, clip_space
-        self.layer_dims = tuple(layer_dims)
-        self.image_proj = ImageProjection(embed_dim, token_dim, tokens)
-        numbers = _layer_numbers(len(self.layer_dims))
-        layers = {str(k): LayerProjections(token_dim, dim) for k, dim in zip(numbers, self.layer_dims, strict=True)}
-        self.ip_adapter = nn.ModuleDict(layers)
+        self.layout, self.clip_space = layout, clip_space
+        self.image_proj = image_projection(layout)
+        numbers = layer_numbers(len(layout.layer_dims))
+        dims = zip(numbers, layout.layer_dims, strict=True)
+        self.ip_adapter = nn.ModuleDict({str(k): LayerProjections(layout.token_dim, dim) for k, dim in dims})
+
+    embed_form = property(lambda self: self.layout.embed_form)
+    embed_dim = property(lambda self: self.layout.embed_dim)
+    token_dim = property(lambda self: self.layout.token_dim)
+    tokens = property(lambda self: self.layout.tokens)
+    layer_dims = property(lambda self: self.layout.layer_dims)
 
     @classmethod
     def from_state_dict(
-        cls, tensors: Mapping[str, Any], clip_space: str | None = None, name: str = "ip_adapter"
+        cls,
+        tensors: Mapping[str, Any],
+        clip_space: str | None = None,
+        name: str = "ip_adapter",
+        dtype: torch.dtype | None = torch.float32,
     ) -> IPAdapter:
-        """From flat keys or the nested dict, in fp32. Raises CheckpointError for any layout but the base one."""
+        """From flat keys or the nested dict. dtype: None keeps the stored one, and shares memory with `tensors`.
+
+        Raises CheckpointError for any other layout and for a missing, surplus or wrongly sized tensor.
+        """
         tensors = flat_keys(tensors)
-        return load_strict(cls(**sizes_of(tensors), clip_space=clip_space), tensors, name)
+        with torch.device("meta"):  # the largest has 0.4 billion weights, which would be drawn at random first
+            adapter = cls(layout_of(shapes_of(tensors), name), clip_space)
+        if dtype is not None:
+            tensors = {key: tensor.to(dtype, copy=True) for key, tensor in tensors.items()}
+        return load_strict(adapter, tensors, name, assign=True)
 
     @classmethod
     def from_file(cls, path: str | Path, clip_space: str | None = None) -> IPAdapter:
@@ -155,15 +125,23 @@ class IPAdapter(nn.Module):
         return cls.from_state_dict(load_tensors(path), said or clip_space, name=str(path))
 
     @classmethod
-    def for_unet(cls, unet: nn.Module, embed_dim: int, tokens: int = 4, clip_space: str | None = None) -> IPAdapter:
-        """A new adapter, to be trained with `unet` frozen.
+    def for_unet(
+        cls,
+        unet: nn.Module,
+        embed_dim: int,
+        tokens: int | None = 4,
+        clip_space: str | None = None,
+        kind: str = "base",
+        **sizes: int,
+    ) -> IPAdapter:
+        """A new adapter, to be trained with `unet` frozen. kind, sizes: as in Layout.
 
         As in IP-Adapter's own recipe (tutorial_train.py) to_k_ip, to_v_ip start as copies of the UNet's to_k, to_v.
         """
         layers = list(cross_attention_layers(unet).values())
-        adapter = cls(
-            embed_dim, unet.config["cross_attention_dim"], [attn.inner_dim for attn in layers], tokens, clip_space
-        )
+        dims = tuple(attn.inner_dim for attn in layers)
+        layout = Layout(kind, embed_dim, unet.config["cross_attention_dim"], dims, tokens, sizes)
+        adapter = cls(layout, clip_space)
         with torch.no_grad():
             for attn, projections in zip(layers, adapter.ip_adapter.values(), strict=True):
                 projections.to_k_ip.weight.copy_(attn.to_k.weight)
@@ -172,17 +150,19 @@ class IPAdapter(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Constructor arguments, as stored in a checkpoint's metadata."""
-        names = ("embed_dim", "token_dim", "tokens", "clip_space")
-        return {**{name: getattr(self, name) for name in names}, "layer_dims": list(self.layer_dims)}
+        """What a checkpoint's metadata says of it: plain JSON values."""
+        return {**self.layout.as_config(), "clip_space": self.clip_space}
 
     def project(self, image_embeds: Tensor) -> Tensor:
-        """float[B, Dc] -> image tokens float[B, N, token_dim], in the adapter's dtype and on its device."""
-        return self.image_proj(image_embeds.to(self.image_proj.proj.weight))
+        """float[B, Dc] or float[B, T, Dh] -> image tokens float[B, N, token_dim], in the adapter's dtype and device."""
+        return self.image_proj(image_embeds.to(self._weight()))
+
+    def _weight(self) -> Tensor:
+        return self.ip_adapter["1"].to_k_ip.weight
 
     def keys_values(self, image_tokens: Tensor) -> list[KeyValue]:
         """K and V of every layer, each projection run once: float[B, N, layer_dim] pairs in file order."""
-        image_tokens = image_tokens.to(self.image_proj.proj.weight)
+        image_tokens = image_tokens.to(self._weight())
         return [projections(image_tokens) for projections in self.ip_adapter.values()]
 
     def require_unet(self, unet: nn.Module) -> None:
@@ -207,28 +187,59 @@ class IPAdapter(nn.Module):
         return attached(unet, self.keys_values(image_tokens), scale, gate)
 
     def forward(self, insight: Insight) -> Condition:
-        """v_insight float[B, Dc] -> image_tokens, zeros -> negative_image_tokens; an empty Condition without v_insight.
+        """v_insight -> image_tokens, its counterpart -> negative_image_tokens; an empty Condition without v_insight.
 
-        Raises Misfit for an embedding of another CLIP space.
+        Raises Misfit for an embedding of another form, width or CLIP space.
         """
         if insight.image_embeds is None:
             log.warning("no v_insight to bridge: the picture is edited by text alone. %s", insight.note)
             return Condition()
-        self._require_space(insight)
-        embeds = insight.image_embeds
+        self.require_insight(insight)
         return Condition(
-            image_tokens=self.project(embeds), negative_image_tokens=self.project(torch.zeros_like(embeds))
+            image_tokens=self.project(insight.image_embeds),
+            negative_image_tokens=self.project(negative_embeds(insight)),
         )
 
-    def _require_space(self, insight: Insight) -> None:
+    def require_insight(self, insight: Insight, source: str = "") -> None:
+        """Raise Misfit, saying which adapter and which VisionHead would fit, unless this one reads such an embedding.
+
+        source: where the adapter came from, for the message
+        """
         shape, space = tuple(insight.image_embeds.shape), insight.clip_space
         strangers = None not in (space, self.clip_space) and space != self.clip_space
-        if len(shape) != 2 or shape[1] != self.embed_dim or strangers:
-            raise Misfit(
-                f"insight.image_embeds must be [B, {self.embed_dim}] of CLIP space {self.clip_space or 'unnamed'} "
-                f"for this IP-Adapter, got {list(shape)} of {space or 'an unnamed space'}; "
-                "use the IP-Adapter or the VisionHead trained for the other's space"
-            )
+        if (insight.embed_form, shape[-1]) == (self.embed_form, self.embed_dim) and not strangers:
+            return
+        wanted = f"{SHAPES[self.embed_form]} {self.embed_dim}] in CLIP space {self.clip_space or 'unnamed'}"
+        raise Misfit(
+            f"this IP-Adapter ({source + ': ' if source else ''}{self.layout}) reads {wanted}, the insight is "
+            f"{list(shape)} in {space or 'unnamed'}; use {self._alternative(insight)}, or an adapter file whose "
+            f"VisionHead predicts {wanted}"
+        )
+
+    def _alternative(self, insight: Insight) -> str:
+        """Which IP-Adapter would take this insight."""
+        form, width = insight.embed_form or self.embed_form, insight.image_embeds.shape[-1]
+        if (form, width) == (self.embed_form, self.embed_dim):
+            return f"{KINDS_READING[form]} for the insight's CLIP space"
+        files = files_reading(form, width, self.layout.base_model)
+        return (
+            f"{files} for this insight" if files else f"{KINDS_READING[form]} that reads {said_embedding(form, width)}"
+        )
+
+
+def negative_embeds(insight: Insight) -> Tensor:
+    """What the unconditional branch projects, of the shape of `image_embeds`: what the insight says, else zeros."""
+    embeds, negative = insight.image_embeds, insight.negative_image_embeds
+    if negative is None:
+        if insight.embed_form == STATES:
+            log.warning(NO_NEGATIVE)
+        return torch.zeros_like(embeds)
+    if negative.shape[1:] != embeds.shape[1:] or negative.shape[0] not in (1, embeds.shape[0]):
+        raise Misfit(
+            f"insight.negative_image_embeds must be of the shape of image_embeds {list(embeds.shape)}, "
+            f"got {list(negative.shape)}; use the adapter file as it was trained"
+        )
+    return negative.to(embeds).expand_as(embeds)
 
 
 def _said(width: int, dims: Sequence[int]) -> str:

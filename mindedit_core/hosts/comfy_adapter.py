@@ -9,7 +9,7 @@ projected once, and dies with the run. The maths is `attention.add_image_branch`
 branch is the host's own attention, so that a closed gate gives the unpatched model bit for bit. Nothing here reads a
 device value inside a step.
 
-Axes: B latents, R = chunks * B rows of one forward, N image tokens, Dc CLIP width.
+Axes: B latents, R = chunks * B rows of one forward, N image tokens, T states, Dc Dh CLIP widths.
 """
 
 from __future__ import annotations
@@ -44,17 +44,16 @@ METADATA = "mindedit"  # in an IPADAPTER dict of ours: {"clip_space": name}
 
 
 class AdapterHandle:
-    """A base IP-Adapter under the host's memory management: `patcher` owns the weights, `bridge` computes.
+    """An IP-Adapter under the host's memory management: `patcher` owns the weights, `bridge` computes.
 
-    embed_dim, clip_space: the embedding it reads;  token_dim, layer_dims: the UNet it was made for;  source: where it
-    came from
+    layout, clip_space: what it reads;  token_dim, layer_dims: the UNet it was made for;  source: where it came from
     """
 
     def __init__(self, bridge: Any, source: str) -> None:
         self.bridge, self.source = bridge, source
         self.patcher = manage(Box(adapter=bridge), mm.get_torch_device(), mm.unet_offload_device())
 
-    embed_dim = property(lambda self: self.bridge.embed_dim)
+    layout = property(lambda self: self.bridge.layout)
     clip_space = property(lambda self: self.bridge.clip_space)
     token_dim = property(lambda self: self.bridge.token_dim)
     layer_dims = property(lambda self: self.bridge.layer_dims)
@@ -66,21 +65,19 @@ class AdapterHandle:
 def load_adapter(source: Any) -> AdapterHandle:
     """From a path to a .safetensors file, or from an IPADAPTER dict {"image_proj", "ip_adapter"}, bare or wrapped.
 
-    Weights stay in the dtype they are stored in. Raises CheckpointError (a ValueError) for plus, FaceID and foreign
-    files, saying what was found.
+    Weights stay in the dtype they are stored in. Raises CheckpointError (a ValueError) for FaceID and foreign files,
+    saying what was found.
     """
-    from ..bridges.ip_adapter import IPAdapter, flat_keys
+    from ..bridges.ip_adapter import IPAdapter
 
     if isinstance(source, AdapterHandle):
         return source
     if isinstance(source, (str, Path)):
         weights, space, name = load_tensors(source), _space(read_metadata(source)), str(source)
     else:
-        nested = _unwrapped(source)
-        weights = flat_keys({key: value for key, value in nested.items() if key != METADATA})
-        space, name = nested.get(METADATA, {}).get("clip_space"), "from the IPADAPTER socket"
-    bridge = IPAdapter.from_state_dict(weights, space, name)
-    return AdapterHandle(bridge.to(weights["image_proj.proj.weight"].dtype), name)
+        weights, name = _unwrapped(source), "from the IPADAPTER socket"
+        space = weights.get(METADATA, {}).get("clip_space")
+    return AdapterHandle(IPAdapter.from_state_dict(weights, space, name, dtype=None), name)
 
 
 def ipadapter_dict(path: str | Path) -> dict[str, Any]:
@@ -129,7 +126,7 @@ def cross_attentions(model: Any) -> list[Place]:
     if not all(hasattr(unet, name) for name in ("input_blocks", "middle_block", "output_blocks")):
         raise Misfit(
             f"an IP-Adapter goes into the cross-attention of an SD-type UNet, this MODEL is {_model_name(model)}; "
-            "wire an SD1.5 checkpoint (or the mini's MODEL)"
+            "wire an SD1.5 or SDXL checkpoint (or the mini's MODEL)"
         )
     blocks = [("input", number, block) for number, block in enumerate(unet.input_blocks)]
     blocks += [("output", number, block) for number, block in enumerate(unet.output_blocks)]
@@ -153,7 +150,7 @@ def _model_name(model: Any) -> str:
 
 
 def require_fit(handle: AdapterHandle, model: Any, insight: Insight) -> list[Place]:
-    """The places in `model`, if the adapter was made for its shape and for the insight's CLIP space; else Misfit."""
+    """The places in `model`, if the adapter was made for its shape and reads such an insight; else Misfit."""
     places = cross_attentions(model)
     dims, widths = tuple(place.layer_dim for place in places), {place.token_dim for place in places}
     if dims != tuple(handle.layer_dims) or widths != {handle.token_dim}:
@@ -162,23 +159,13 @@ def require_fit(handle: AdapterHandle, model: Any, insight: Insight) -> list[Pla
             f"the MODEL {_model_name(model)} {_shape_of(dims, widths)}; "
             "choose an IP-Adapter made for this base model (SD1.5: 768, SDXL: 2048)"
         )
-    _require_space(handle, insight)
+    handle.bridge.require_insight(insight, handle.source)
     return places
 
 
 def _shape_of(dims: Any, widths: set[int]) -> str:
     width = "/".join(map(str, sorted(widths)))
     return f"{len(dims)} cross-attentions of {min(dims, default=0)}..{max(dims, default=0)} for tokens of {width}"
-
-
-def _require_space(handle: AdapterHandle, insight: Insight) -> None:
-    shape, given, taken = tuple(insight.image_embeds.shape), insight.clip_space, handle.clip_space
-    if len(shape) != 2 or shape[1] != handle.embed_dim or (None not in (given, taken) and given != taken):
-        raise Misfit(
-            f"the insight is {list(shape)} in CLIP space {given or 'unnamed'}, this IP-Adapter ({handle.source}) "
-            f"reads [B, {handle.embed_dim}] in {taken or 'an unnamed space'}; "
-            "use an IP-Adapter and a MIND-Edit adapter made for the same space"
-        )
 
 
 # Attaching -----------------------------------------------------------------------------------------------------------
@@ -190,14 +177,17 @@ def attach(
     """A clone of `model` whose cross-attention also attends to the image tokens of `insight`.
 
     scale: lambda; start, end: fraction of the model's timesteps in which it acts (the host's start_percent and
-    end_percent) No v_insight, or lambda 0: a plain clone. An attn2 patch that is already there is called for the text
+    end_percent). No v_insight, or lambda 0: a plain clone. An attn2 patch that is already there is called for the text
     branch, and added to.
     """
     clone = model.clone()
     if insight.image_embeds is None or scale == 0:
         return clone
+    from ..bridges.ip_adapter import negative_embeds
+
     places = require_fit(handle, model, insight)
-    shared = Attachment(handle, insight.image_embeds, scale, start, end, noise_window(model, start, end))
+    window = noise_window(model, start, end)
+    shared = Attachment(handle, insight.image_embeds, negative_embeds(insight), scale, start, end, window)
     for layer, place in enumerate(places):
         _install(clone, shared, layer, place)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER, RunWrapper(shared))
@@ -227,7 +217,8 @@ class Attachment:
     """What all patches of one `attach` share, and never copy: the adapter, what it says, and when. Never changed."""
 
     handle: AdapterHandle
-    image_embeds: Tensor  # float[B, Dc], on the intermediate device
+    image_embeds: Tensor  # float[B, Dc] or float[B, T, Dh], on the intermediate device
+    negative_embeds: Tensor  # of the same shape, for the unconditional branch
     scale: float
     start: float
     end: float
@@ -294,10 +285,10 @@ class Run:
         return self.projected[key]
 
     def _image_tokens(self, device: torch.device) -> Tensor:
-        """float[2 * B, N, token_dim]: of the insight, then of zeros through the same projection: unconditional."""
+        """float[2 * B, N, token_dim]: of the insight, then of its unconditional counterpart, one projection of both."""
         if device not in self.tokens:
-            embeds = self.shared.image_embeds.to(device, torch.float32)
-            self.tokens[device] = self.shared.handle.bridge.image_proj(torch.cat([embeds, torch.zeros_like(embeds)]))
+            embeds = torch.cat([self.shared.image_embeds, self.shared.negative_embeds])
+            self.tokens[device] = self.shared.handle.bridge.image_proj(embeds.to(device, torch.float32))
         return self.tokens[device]
 
 

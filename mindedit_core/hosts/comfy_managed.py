@@ -24,6 +24,8 @@ ops = comfy.ops.manual_cast
 SMALL = (
     "image_newline",  # LlavaOnevisionModel.pack_image_features
     "query",  # VisionHead
+    "queries",  # StatesHead
+    "latents",  # Resampler of a plus IP-Adapter
 )
 
 

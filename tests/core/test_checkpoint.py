@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -114,9 +115,18 @@ def test_a_truncated_file_is_named_with_its_size(file, keep, read):
 
 
 def test_a_pickle_is_not_read(tmp_path):
-    torch.save({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
-        load_tensors(tmp_path / "x.safetensors")
+    """By its content, whatever it is called; the message says which command makes it readable."""
+    for name, out, zipped in (("x.bin", "x", True), ("x.safetensors", "x-converted", True), ("old.pt", "old", False)):
+        torch.save({"a": torch.zeros(1)}, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        command = f"mindedit convert {tmp_path / name} {tmp_path / out}.safetensors`"
+        with pytest.raises(CheckpointError, match=f"{name} is a pickle, which can run code .*{re.escape(command)}"):
+            load_tensors(tmp_path / name)
+
+
+def test_a_folder_of_pickles_says_what_to_convert(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="is a pickle.*mindedit convert .*pytorch_model.bin"):
+        load_tensors(tmp_path)
 
 
 def test_a_missing_file_says_where_it_goes(tmp_path):

@@ -1,4 +1,4 @@
-"""The IP-Adapter bridge against diffusers' own, on tiny UNets with SD1.5's blocks; its file layouts; training it."""
+"""The IP-Adapter bridge on tiny UNets with SD1.5's blocks: attaching it, what it takes, training it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from mindedit_core.bridges import BRIDGES, bridge
 from mindedit_core.bridges.attention_processor import cross_attention_layers
 from mindedit_core.bridges.ip_adapter import IPAdapter
-from mindedit_core.checkpoint import CheckpointError, save_checkpoint
+from mindedit_core.checkpoint import save_checkpoint
 from mindedit_core.contracts import Bridge, Insight, Misfit
 
 EMBED, TOKEN = 24, 32
@@ -259,7 +259,10 @@ def test_without_v_insight_the_bridge_says_so_and_emits_nothing(adapter, caplog)
     ("shape", "space"), [((1, 16), "tiny"), ((1, EMBED), "ViT-H"), ((1, 257, EMBED), "tiny"), ((1, 16), None)]
 )
 def test_v_insight_of_another_clip_space_is_refused(adapter, shape, space):
-    with pytest.raises(Misfit, match=r"must be \[B, 24\] of CLIP space tiny.*got \[1, .*trained for the other's space"):
+    wanted = (
+        r"base, tokens of 32, reads 24\) reads the global embedding \[B, 24\] in CLIP space tiny, .* is \[1, .*; use "
+    )
+    with pytest.raises(Misfit, match=wanted + ".* that reads|for the insight's CLIP space, or an adapter file whose"):
         adapter(insight_of(torch.zeros(shape), space))
 
 
@@ -296,45 +299,12 @@ def test_flat_and_nested_layouts_load_alike(adapter, tmp_path):
         assert loaded.layer_dims == adapter.layer_dims and loaded.tokens == 4 and loaded.embed_dim == EMBED
         assert all(torch.equal(value, state[key].float()) for key, value in loaded.state_dict().items())
     assert IPAdapter.from_file(path).clip_space == "tiny"
-    assert IPAdapter(**loaded.config).layer_dims == adapter.layer_dims
+    assert loaded.config == {**adapter.config, "clip_space": "tiny"}
 
 
 def test_the_number_of_tokens_comes_from_the_shapes(unet):
     sixteen = IPAdapter.for_unet(unet, embed_dim=EMBED, tokens=16)
     assert IPAdapter.from_state_dict(sixteen.state_dict()).tokens == 16
-
-
-@pytest.mark.parametrize(
-    ("extra", "gone", "words"),
-    [
-        ({"image_proj.latents": (1, 16, 32)}, ("image_proj.proj", "image_proj.norm"), "'plus' IP-Adapter.*comes later"),
-        (
-            {"image_proj.proj.0.weight": (8, 8), "image_proj.proj.3.weight": (8,)},
-            ("image_proj.proj.w",),
-            "'full-face'.*comes later",
-        ),
-        ({"ip_adapter.0.to_q_lora.down.weight": (8, 8)}, (), "FaceID IP-Adapter.*comes later"),
-        ({}, ("ip_adapter.",), "a base IP-Adapter .* is needed, found 4 keys, such as image_proj.norm.bias"),
-        ({}, ("image_proj.", "ip_adapter."), "found 0 keys, such as none"),
-    ],
-)
-def test_other_layouts_are_named_and_refused(adapter, extra, gone, words):
-    state = (
-        {key: value for key, value in adapter.state_dict().items() if not key.startswith(gone)}
-        if gone
-        else adapter.state_dict()
-    )
-    with pytest.raises(CheckpointError, match=words):
-        IPAdapter.from_state_dict({**state, **{key: torch.zeros(shape) for key, shape in extra.items()}})
-
-
-def test_a_missing_layer_is_refused(adapter):
-    state = {key: value for key, value in adapter.state_dict().items() if not key.startswith("ip_adapter.5.")}
-    with pytest.raises(CheckpointError, match=r"layers 1, 3, 5, \.\.\..*got layers \[1, 3, 7, 9\]"):
-        IPAdapter.from_state_dict(state)
-    state = {key: value for key, value in adapter.state_dict().items() if key != "ip_adapter.5.to_v_ip.weight"}
-    with pytest.raises(CheckpointError, match="lacks 1 of 36 keys, first: ip_adapter.5.to_v_ip.weight"):
-        IPAdapter.from_state_dict(state)
 
 
 # Training -----------------------------------------------------------------------------------------

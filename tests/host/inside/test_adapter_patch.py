@@ -581,8 +581,9 @@ def test_a_file_the_bare_dict_and_the_wrapped_dict_are_the_same_adapter(mini_fol
 def test_what_is_no_adapter_says_so():
     with pytest.raises(TypeError, match="an IPADAPTER is a dict .* got int"):
         load_adapter(7)
-    with pytest.raises(CheckpointError, match="'plus' IP-Adapter"):
-        load_adapter({"image_proj": {"latents": torch.zeros(1, 16, 8)}, "ip_adapter": {}})
+    face = {"0.to_q_lora.down.weight": torch.zeros(1, 8)}
+    with pytest.raises(CheckpointError, match="from the IPADAPTER socket: .* found a FaceID IP-Adapter"):
+        load_adapter({"image_proj": {"proj.0.weight": torch.zeros(8, 8)}, "ip_adapter": face, "insightface": True})
 
 
 def test_an_adapter_of_other_widths_is_refused(model, theirs):
@@ -608,10 +609,10 @@ def test_another_model_family_is_refused(handle, model):
 
 def test_another_clip_space_is_refused(model, tensors):
     named = load_adapter({**tensors, "mindedit": {"clip_space": "vit-h"}})
-    with pytest.raises(Misfit, match="in CLIP space other, this IP-Adapter .* in vit-h; use"):
+    with pytest.raises(Misfit, match="in CLIP space vit-h, the insight is .* in other; use"):
         attach(model, named, insight(clip_space="other"))
     wide = Insight(None, None, image_embeds=torch.zeros(1, EMBED + 1))
-    with pytest.raises(Misfit, match=r"the insight is \[1, 21\] .* reads \[B, 20\]"):
+    with pytest.raises(Misfit, match=r"reads the global embedding \[B, 20\] .* insight is \[1, 21\] "):
         attach(model, named, wide)
     attach(model, named, insight(clip_space="vit-h"))
     attach(model, named, insight())
