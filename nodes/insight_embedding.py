@@ -18,8 +18,9 @@ class InsightEmbedding(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return node_schema(
             NODE_ID,
-            description="Predicts, from what the language model thought while it wrote, how the result will look: one "
-            "CLIP image embedding. Costs nothing when MLLM and picture are those of Instruction Optimizer.",
+            description="Predicts, from what the language model thought while it wrote, how the result will look: a "
+            "CLIP image embedding, or CLIP's states, as the adapter file says. Costs nothing when MLLM and picture are "
+            "those of Instruction Optimizer.",
             search_aliases=["visual insight", "v_insight", "MIND-Edit", "image embeds"],
             inputs=[
                 io.Custom(MLLM).Input("mllm", tooltip="From MLLM Loader or MindEdit Mini Loader, with an adapter."),
@@ -36,7 +37,8 @@ class InsightEmbedding(io.ComfyNode):
                 io.Custom(EMBEDS).Output(
                     "negative_embeds",
                     display_name="neg_embed",
-                    tooltip="Its counterpart for the unconditional branch: zeros (IPAdapter Embeds, neg_embed).",
+                    tooltip="Its counterpart for the unconditional branch: zeros, or the states of a zero image for "
+                    "plus and full-face adapters (IPAdapter Embeds, neg_embed).",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

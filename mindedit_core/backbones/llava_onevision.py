@@ -18,7 +18,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ..contracts import CapturedStates, Insight, Plan
+from ..contracts import STATES, CapturedStates, Insight, Plan
 from ..prompts import format_answer, optimizer_prompt, parse_optimized
 from ..tensors import image_key
 from . import llava_images, lora
@@ -43,6 +43,10 @@ MAX_NEW_TOKENS = 256  # a program of four steps with its regions takes the mini 
 NO_HEAD = (
     "no VisionHead is loaded, so the insight is off and the text alone guides the painter; load an adapter file from "
     "models/mindedit to turn it on"
+)
+NO_NEGATIVE = (
+    "the adapter file holds no CLIP states of a zero image, so the unconditional branch takes zeros in their place and "
+    "guidance is a little off"
 )
 
 
@@ -169,6 +173,11 @@ class LlavaOnevision:
     def reads_wish_alone(self) -> bool:
         """Whether the adapter was trained to foresee without writing T_opt (the ablation `variant=insight`)."""
         return self.adapter is not None and self.adapter.config.get("variant") == "insight"
+
+    @property
+    def embed_form(self) -> str | None:
+        """GLOBAL or STATES: which IP-Adapters take what `encode` gives; None without a trained head."""
+        return self.head.embed_form if self.head is not None else None
 
     @property
     def embed_dim(self) -> int | None:
@@ -346,9 +355,23 @@ class LlavaOnevision:
             device = self._place()[0]
             head_states = states.hidden.to(device, self._head_dtype())
             image_embeds = self.head(head_states, states.mask.to(device))
-        return Insight(states.hidden, states.mask, image_embeds=image_embeds, clip_space=self.clip_space)
+        return self._insight(states, image_embeds)
 
     # Inside ----------------------------------------------------------------------------------------------------------
+
+    def _insight(self, states: CapturedStates, image_embeds: Tensor) -> Insight:
+        """The prediction and what stands for no picture at all: of states, those of a zero image, if the file says."""
+        negative = self.adapter.negative_image_embeds
+        if negative is not None:
+            negative = negative.to(image_embeds).expand_as(image_embeds)
+        return Insight(
+            states.hidden,
+            states.mask,
+            image_embeds=image_embeds,
+            clip_space=self.clip_space,
+            note=NO_NEGATIVE if negative is None and self.embed_form == STATES else "",
+            negative_image_embeds=negative,
+        )
 
     @torch.no_grad()
     def _read(self, image: Tensor, plan: Plan) -> CapturedStates:

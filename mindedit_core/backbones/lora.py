@@ -1,7 +1,8 @@
 """MIND-Edit's trained file `mind_edit.safetensors`: LoRA of the MLLM and the VisionHead; read, check, merge, unmerge.
 
 Keys: `lora.{module}.lora_A.weight` float[r, in], `lora.{module}.lora_B.weight` float[out, r], scalar
-`lora.{module}.alpha`, where {module} is a path in the MLLM, and `vision_head.*`.
+`lora.{module}.alpha`, where {module} is a path in the MLLM, `vision_head.*`, and for a head that predicts states
+`negative_image_embeds` float[T, Dh]: those of a zero image, for the unconditional branch.
 A merge is W + (alpha / r) * B @ A, summed in fp32 and cast once, as ComfyUI's own LoRA code does.
 """
 
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, load_strict, load_tensors, read_metadata, require_kind, save_checkpoint
-from ..contracts import Misfit
-from .vision_head import VisionHead
+from ..contracts import GLOBAL, Misfit
+from .heads import build_head, describe_head
 
-LORA, HEAD = "lora.", "vision_head."
+LORA, HEAD, NEGATIVE = "lora.", "vision_head.", "negative_image_embeds"
 DOWN, UP, ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
 CONFIG_KEYS = ("hidden_size", "num_layers", "layer", "clip_space", "vision_head")
 REMEDY = "load the adapter file that was trained for this MLLM, or the MLLM named in the adapter"
@@ -47,14 +48,17 @@ class LoraPair:
 class Adapter:
     """An adapter file in memory. pairs: module path -> LoRA; head: the trained VisionHead, None if the file has none.
 
-    config: `mllm, hidden_size, num_layers, layer, clip_space {name, dim}, prompt, rank, alpha, vision_head {sizes}`
+    config: `mllm, hidden_size, num_layers, layer, clip_space {name, dim}, prompt, rank, alpha, vision_head {sizes}`;
+    dim is the width of what the head predicts
+    negative_image_embeds: float[T, Dh], the CLIP states of a zero image; None: zeros stand in
     """
 
     name: str
     config: Mapping[str, Any]
     pairs: Mapping[str, LoraPair]
-    head: VisionHead | None = None
+    head: nn.Module | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    negative_image_embeds: Tensor | None = None
 
     @property
     def layer(self) -> int:
@@ -89,7 +93,9 @@ def read_adapter(path: str | Path) -> Adapter:
             "was trained for: save it with mindedit_core.backbones.lora.save_adapter"
         )
     pairs = parse_pairs(load_tensors(path, LORA), path.name)
-    return Adapter(path.name, config, pairs, _head(load_tensors(path, HEAD), config, path.name), metadata)
+    head = _head(load_tensors(path, HEAD), config, path.name)
+    negative = _negative(load_tensors(path, NEGATIVE).get(""), head, path.name)
+    return Adapter(path.name, config, pairs, head, metadata, negative)
 
 
 def parse_pairs(tensors: Mapping[str, Tensor], name: str) -> dict[str, LoraPair]:
@@ -113,26 +119,46 @@ def _pair(tensors: Mapping[str, Tensor], module: str, name: str) -> LoraPair:
     return LoraPair(down, up, float(tensors.get(module + ALPHA, torch.tensor(float(down.shape[0])))))
 
 
-def _head(tensors: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> VisionHead | None:
+def _head(tensors: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> nn.Module | None:
     if not tensors:
         return None
-    head = VisionHead(**config["vision_head"])
+    head = build_head(config["vision_head"])
     return load_strict(head, tensors, f"{name} ({HEAD}*)").eval().requires_grad_(False)
+
+
+def _negative(negative: Tensor | None, head: nn.Module | None, name: str) -> Tensor | None:
+    """In fp32, of the shape of one prediction of the head."""
+    if negative is None or head is None:
+        return None
+    wanted = (head.embed_dim,) if head.embed_form == GLOBAL else (head.tokens, head.embed_dim)
+    if tuple(negative.shape) != wanted:
+        raise CheckpointError(
+            f"adapter {name}: {NEGATIVE} must be of the shape that its VisionHead predicts {list(wanted)}, "
+            f"got {list(negative.shape)}; fetch the file again"
+        )
+    return negative.float()
 
 
 def save_adapter(
     path: str | Path,
     pairs: Mapping[str, LoraPair],
-    head: VisionHead | None,
+    head: nn.Module | None,
     config: Mapping[str, Any],
     dtype: torch.dtype | None = None,
+    *,
+    negative_image_embeds: Tensor | None = None,
     **provenance: Any,
 ) -> Path:
-    """Write an adapter file that `read_adapter` reads. provenance: recipe, seed, steps, data, score, commit."""
-    config = {**config, "vision_head": head.sizes if head is not None else {}}
+    """Write an adapter file that `read_adapter` reads. provenance: recipe, seed, steps, data, score, commit.
+
+    negative_image_embeds: float[T, Dh], CLIP states of a zero image; without them a head of states is used with zeros
+    """
+    config = {**config, "vision_head": describe_head(head)}
     tensors = {key: tensor for module, pair in pairs.items() for key, tensor in _tensors(module, pair).items()}
     if head is not None:
         tensors |= {HEAD + key: tensor for key, tensor in head.state_dict().items()}
+    if negative_image_embeds is not None:
+        tensors[NEGATIVE] = negative_image_embeds
     metadata = {"component": "mind_edit", "class": "LoRA and VisionHead", "config": config, **provenance}
     return save_checkpoint(path, tensors, metadata, dtype)
 

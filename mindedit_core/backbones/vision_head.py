@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..contracts import GLOBAL
 from ..tensors import check_shape
 
 
@@ -20,6 +21,8 @@ class VisionHead(nn.Module):
     width: of the hidden layer, None: 2 * embed_dim;  queries: 1 as proposed; more look at several places at once.
     The query starts at zero: an untrained head pools by the mean.
     """
+
+    embed_form = GLOBAL
 
     def __init__(self, hidden_size: int, embed_dim: int, width: int | None = None, queries: int = 1):
         super().__init__()

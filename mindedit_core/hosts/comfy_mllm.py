@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,8 @@ class ManagedMLLM:
             insight = self.core.encode(picture, plan)
         embeds = to_intermediate(insight.image_embeds)
         hidden, mask = to_intermediate(insight.hidden), to_intermediate(insight.mask)
-        return Insight(hidden, mask, image_embeds=embeds, clip_space=insight.clip_space, note=insight.note)
+        negative = to_intermediate(insight.negative_image_embeds)
+        return replace(insight, hidden=hidden, mask=mask, image_embeds=embeds, negative_image_embeds=negative)
 
     def _has_read(self, picture: Tensor, plan: Plan) -> bool:
         states = plan.states
@@ -255,10 +257,14 @@ def joined(insights: Sequence[Insight]) -> Insight:
     length = max(insight.hidden.shape[1] for insight in insights)
     hidden = torch.cat([F.pad(each.hidden, (0, 0, 0, length - each.hidden.shape[1])) for each in insights])
     mask = torch.cat([F.pad(each.mask, (0, length - each.mask.shape[1])) for each in insights])
-    embeds = [each.image_embeds for each in insights]
-    together = None if any(each is None for each in embeds) else torch.cat(embeds)
-    first = insights[0]
-    return Insight(hidden, mask, image_embeds=together, clip_space=first.clip_space, note=first.note)
+    embeds, negative = (
+        _together([getattr(each, name) for each in insights]) for name in ("image_embeds", "negative_image_embeds")
+    )
+    return replace(insights[0], hidden=hidden, mask=mask, image_embeds=embeds, negative_image_embeds=negative)
+
+
+def _together(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    return None if any(tensor is None for tensor in tensors) else torch.cat(tensors)
 
 
 def region_masks(plan: Plan | PlanBatch, height: int, width: int) -> Tensor:
@@ -268,7 +274,11 @@ def region_masks(plan: Plan | PlanBatch, height: int, width: int) -> Tensor:
 
 
 def embeds(insight: Insight) -> tuple[Tensor, Tensor]:
-    """(positive, negative) EMBEDS as IPAdapter_plus takes them: float[B, Dc], and zeros of the same shape."""
+    """(positive, negative) EMBEDS as IPAdapter_plus takes them: float[B, Dc], and zeros of the same shape.
+
+    Of a head that predicts states: float[B, T, Dh] for plus and full-face adapters, and those of a zero image.
+    """
     if insight.image_embeds is None:
         raise ValueError(f"there is no insight to embed: {insight.note or 'no VisionHead is loaded'}")
-    return insight.image_embeds, torch.zeros_like(insight.image_embeds)
+    negative = insight.negative_image_embeds
+    return insight.image_embeds, torch.zeros_like(insight.image_embeds) if negative is None else negative
