@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+IP_ADAPTER = "ip-adapter"  # a KIND of `mindedit convert`
 DEMO_SEED = 2**31  # the first scene that training never saw
 DEMO_FOLDER = Path("build") / "demo"
 PAINT_OPTIONS = (
@@ -179,46 +180,30 @@ def doctor(_: argparse.Namespace) -> int:
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """`mindedit convert IN OUT`: the tensors of a pickle (.bin, .pt, .ckpt), and nothing else of it, as safetensors."""
-    from .checkpoint import detect, save_checkpoint
+    """`mindedit convert [KIND] IN OUT`: the tensors of a pickle, and nothing else of it, as safetensors."""
+    from .checkpoint import kind_of, save_checkpoint, shapes_of
+    from .pickles import read_pickle
 
-    tensors = read_pickle(arguments.source)
-    save_checkpoint(arguments.out, tensors, {"recipe": "mindedit convert"})
-    try:
-        kind = detect(tensors)
-    except ValueError:
-        kind = "of no kind known here"
+    if arguments.out.suffix != ".safetensors":
+        raise ValueError(f"OUT must end in .safetensors, by which it is found, got {arguments.out}")
+    tensors, said = read_pickle(arguments.source), {"recipe": "mindedit convert"}
+    kind = kind_of(shapes_of(tensors)) or "of no kind known here"
+    if arguments.kind == IP_ADAPTER:
+        tensors, config = of_ip_adapter(tensors, arguments.source)
+        kind, said = config.pop("said"), {"component": "ip_adapter", "class": "IPAdapter", "config": config, **said}
+    save_checkpoint(arguments.out, tensors, said)
     print(f"{len(tensors)} tensors, {kind} -> {arguments.out}")
     return 0
 
 
-def read_pickle(path: Path) -> dict[str, Any]:
-    """Flat tensors of a pickle, read with weights_only: a file that wants to run code is refused."""
-    import pickle
+def of_ip_adapter(tensors: dict[str, Any], source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors of a complete IP-Adapter of a known layout, and what it is; raises CheckpointError for any other."""
+    from .bridges.ip_adapter import IPAdapter
+    from .bridges.ip_adapter_layouts import PARTS
 
-    import torch
-
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} holds more than tensors, or is damaged ({str(error).splitlines()[0]}); it is not read"
-        ) from None
-    tensors = dict(flattened(content.get("state_dict", content) if isinstance(content, dict) else {}))
-    if not tensors:
-        raise ValueError(f"{path} holds no named tensors, got {type(content).__name__}; give a state dict")
-    return tensors
-
-
-def flattened(content: dict[str, Any], prefix: str = ""):
-    """{"a": {"b": tensor}} -> ("a.b", tensor), the rest left out."""
-    import torch
-
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from flattened(value, f"{prefix}{key}.")
-        elif isinstance(value, torch.Tensor):
-            yield f"{prefix}{key}", value
+    tensors = {key: tensor for key, tensor in tensors.items() if key.partition(".")[0] in PARTS}
+    adapter = IPAdapter.from_state_dict(tensors, name=str(source), dtype=None)
+    return tensors, {**adapter.config, "said": f"IP-Adapter: {adapter.layout}"}
 
 
 # The command line ----------------------------------------------------------------------------------------------------
@@ -247,8 +232,9 @@ def parser() -> argparse.ArgumentParser:
     look = commands.add_parser("doctor", help="what is installed, which models are where, what is missing")
     look.set_defaults(run=doctor)
     turn = commands.add_parser("convert", help="a pickle of weights (.bin, .pt, .ckpt) to safetensors")
-    turn.add_argument("source", type=Path)
-    turn.add_argument("out", type=Path)
+    turn.add_argument("kind", nargs="?", choices=[IP_ADAPTER], help="what it must be; anything, if this is left out")
+    turn.add_argument("source", type=Path, metavar="IN", help="the pickle; it is read without running what is in it")
+    turn.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
     turn.set_defaults(run=convert)
     return top
 

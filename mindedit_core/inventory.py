@@ -7,12 +7,15 @@ import os
 import platform
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from .checkpoint import detect, read_metadata, weight_files
+from .bridges.ip_adapter_layouts import describe_file
+from .checkpoint import detect, is_pickle, read_metadata, weight_files
 from .model_files import MINI_FILES, MINI_FOLDER, TOKENIZER
+from .pickles import SUFFIXES
 
 OK, MISSING, OPTIONAL = "ok", "MISSING", "--"
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,10 +101,7 @@ def comfyui(place: Path | None) -> Iterator[Line]:
     yield from _listed(
         "MIND-Edit adapter", models / "mindedit", _files(models / "mindedit", ("mind_edit",)), "made by train.mind_edit"
     )
-    kinds = ("ip_adapter", "ip_adapter_plus", "ip_adapter_full_face", "ip_adapter_faceid")
-    yield from _listed(
-        "IP-Adapter", models / "ipadapter", _files(models / "ipadapter", kinds), "ip-adapter_sd15.safetensors of h94"
-    )
+    yield from _ip_adapters(models / "ipadapter")
     yield from _listed(
         "Stable Diffusion", models / "checkpoints", _files(models / "checkpoints", ("sd_checkpoint",)), "an SD1.5 file"
     )
@@ -149,11 +149,24 @@ def _complaint(folder: Path) -> str:
 def _files(folder: Path, kinds: tuple[str, ...]) -> list[str]:
     found = []
     for path in sorted(folder.glob("**/*.safetensors")):
-        try:
-            kind = detect(path)
-        except ValueError:
-            continue
-        if kind in kinds:
-            name = path.relative_to(folder).as_posix()
-            found.append(name if kind == kinds[0] else f"{name} ({kind}: not supported yet)")
+        with suppress(ValueError):
+            if detect(path) in kinds:
+                found.append(path.relative_to(folder).as_posix())
     return found
+
+
+def _ip_adapters(folder: Path) -> Iterator[Line]:
+    """Every IP-Adapter with its layout, those that cannot be used, and pickles with the command that converts them."""
+    files = sorted(folder.glob("**/*.safetensors")) + pickles_in(folder)
+    for path in files:
+        usable, said = describe_file(path)
+        yield Line(OK if usable else OPTIONAL, "IP-Adapter", f"{path.relative_to(folder.parent).as_posix()}: {said}")
+    if not files:
+        wanted = "a file of h94/IP-Adapter, such as ip-adapter_sd15.safetensors,"
+        yield Line(OPTIONAL, "IP-Adapter", f"none; {wanted} goes into {folder}")
+
+
+def pickles_in(folder: Path) -> list[Path]:
+    """Files below `folder` that `mindedit convert` is for."""
+    found = (path for path in folder.glob("**/*") if path.suffix in SUFFIXES and path.is_file())
+    return sorted(path for path in found if is_pickle(path))

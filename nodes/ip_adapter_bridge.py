@@ -70,8 +70,9 @@ class IPAdapterBridge(io.ComfyNode):
                     "adapter",
                     options=comfy_folders.list_ip_adapters(),
                     default=comfy_folders.MINI,
-                    tooltip="An IP-Adapter file from models/ipadapter made for this base model (SD1.5: "
-                    "ip-adapter_sd15.safetensors), or the mini's.",
+                    tooltip="An IP-Adapter file from models/ipadapter made for this base model and for what the "
+                    "insight is (one embedding: base; states: plus, full-face), or the mini's."
+                    + "".join(f"\n{found}" for found in comfy_folders.found_ip_adapters()),
                 ),
                 io.Custom(IPADAPTER).Input(
                     "ipadapter",
@@ -92,7 +93,7 @@ class IPAdapterBridge(io.ComfyNode):
     def validate_inputs(cls, adapter: str | None = None) -> bool | str:
         try:
             if adapter is not None:  # None: it comes through a link
-                comfy_folders.resolve_ip_adapter(adapter)
+                comfy_folders.require_ip_adapter(adapter)
         except (FileNotFoundError, ValueError) as error:
             return str(error)
         return True

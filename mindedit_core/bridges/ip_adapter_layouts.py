@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from ..checkpoint import CheckpointError, Shapes, kind_of
+from ..checkpoint import CheckpointError, Shapes, is_pickle, kind_of, pickle_refused, read_shapes
 from ..contracts import GLOBAL, STATES
 
 HEAD_DIM = 64  # of a resampler's heads; no tensor says it
@@ -91,6 +92,16 @@ def said_embedding(form: str, width: int) -> str:
 def files_reading(form: str, width: int, base_model: str) -> str | None:
     """The files of h94/IP-Adapter for this base model that read such an embedding; None if there is none."""
     return PUBLISHED.get((form, width), {}).get(base_model)
+
+
+def describe_file(path: Path) -> tuple[bool, str]:
+    """(True, "plus, SD1.5, reads 257x1280 of ViT-H") or (False, why it cannot be used), by the file's header alone."""
+    try:
+        if is_pickle(path):
+            return False, pickle_refused(path, "ip-adapter")
+        return True, str(layout_of(read_shapes(path), path.name))
+    except (ValueError, OSError) as error:
+        return False, str(error)
 
 
 # Reading a layout ----------------------------------------------------------------------------------------------------

@@ -12,11 +12,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
 
+from ..checkpoint import is_pickle, pickle_refused
 from ..model_files import MINI_FOLDER
+from ..pickles import SUFFIXES
 
 MINI = "mini (built in)"
 MINI_VARIABLE = "MINDEDIT_MINI"  # names another folder in the mini's layout, e.g. one fresh from train/
@@ -28,7 +31,7 @@ MAX_DEPTH = 3  # folders below models/LLM that are looked into
 WHAT = {  # folder key -> what a user should put there
     "LLM": "a LLaVA-OneVision folder as published (config.json, tokenizer, *.safetensors)",
     "mindedit": "a MIND-Edit adapter (*.safetensors, made by train.mind_edit)",
-    "ipadapter": "a base IP-Adapter, e.g. ip-adapter_sd15.safetensors of h94/IP-Adapter",
+    "ipadapter": "an IP-Adapter, e.g. ip-adapter_sd15.safetensors of h94/IP-Adapter",
 }
 
 
@@ -59,6 +62,32 @@ def list_adapters() -> list[str]:
 def list_ip_adapters() -> list[str]:
     """IP-Adapters: the mini's own, then models/ipadapter."""
     return [MINI, *_files("ipadapter")]
+
+
+def found_ip_adapters() -> list[str]:
+    """Every file under models/ipadapter, and what it is: "x.safetensors: plus, SD1.5, reads 257x1280 of ViT-H"."""
+    known = [(name, _file(name, "ipadapter")) for name in _files("ipadapter")]
+    pickles = [(name, path) for name, path in _pickles("ipadapter").items() if name not in dict(known)]
+    return [f"{name}: {_described(path)[1]}" for name, path in (*known, *pickles)]
+
+
+def require_ip_adapter(choice: str) -> None:
+    """Raise ValueError, by the file's header alone, if this value of `list_ip_adapters` cannot be used."""
+    usable, said = (True, "") if choice == MINI else _described(resolve_ip_adapter(choice))
+    if not usable:
+        raise ValueError(said)
+
+
+def _described(path: Path) -> tuple[bool, str]:
+    stat = path.stat()
+    return _described_once(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _described_once(path: Path, _size: int, _time: int) -> tuple[bool, str]:
+    from ..bridges.ip_adapter_layouts import describe_file
+
+    return describe_file(path)
 
 
 def mini_folder() -> Path:
@@ -111,7 +140,16 @@ def _found(entries: dict[str, Path], choice: str, key: str) -> Path:
     return entries[choice]
 
 
+def _pickles(key: str) -> dict[str, Path]:
+    """Files that `mindedit convert` is for, by their names relative to the folder."""
+    roots = (Path(root) for root in folder_paths.get_folder_paths(key))
+    found = ((path.relative_to(root).as_posix(), path) for root in roots for path in sorted(root.glob("**/*")))
+    return {name: path for name, path in found if path.suffix in SUFFIXES and path.is_file() and is_pickle(path)}
+
+
 def _missing(choice: str, key: str) -> str:
+    if (path := _pickles(key).get(choice)) is not None:
+        return pickle_refused(path, "ip-adapter" if key == "ipadapter" else "")
     places = " or ".join(folder_paths.get_folder_paths(key))
     return f"{choice!r} is not there; put {WHAT[key]} under {places}, press R to refresh, and choose it again"
 

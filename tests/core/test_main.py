@@ -177,6 +177,8 @@ def test_doctor_finds_what_is_there_and_says_what_is_not(mindedit, tmp_path, tin
         (host / "models/LLM" / name / "config.json").write_text('{"model_type": "llava_onevision"}')
     (host / "models/LLM/llava/model.safetensors").write_bytes((tiny_folder / "mllm.safetensors").read_bytes())
     (host / "models/ipadapter/ip.safetensors").write_bytes((tiny_folder / "ip_adapter.safetensors").read_bytes())
+    (host / "models/ipadapter/cut.safetensors").write_bytes(b"cut")
+    torch.save({"image_proj": {}}, host / "models/ipadapter/ip-adapter-plus_sd15.bin")
     (host / "models/mindedit/wrong.safetensors").write_bytes((tiny_folder / "unet.safetensors").read_bytes())
     monkeypatch.setenv("COMFYUI_PATH", str(host))
     _, out, _ = mindedit("doctor", system=None)
@@ -184,7 +186,11 @@ def test_doctor_finds_what_is_there_and_says_what_is_not(mindedit, tmp_path, tin
     assert ("ok", "transformers") in lines and ("ok", "torch") in lines
     assert "ComfyUI                   0.10.0 at" in out
     assert "LLM/llava\n" in out and "broken (unusable: " in out
-    assert "ipadapter/ip.safetensors" in out and "wrong" not in out
+    assert "ok      IP-Adapter                ipadapter/ip.safetensors: base, tokens of 32, reads 24\n" in out
+    assert "--      IP-Adapter                ipadapter/cut.safetensors: " in out and "wrong" not in out
+    pickled = host / "models/ipadapter/ip-adapter-plus_sd15.bin"
+    assert "is a pickle, which can run code when it is read" in out
+    assert f"`mindedit convert ip-adapter {pickled} {pickled.with_suffix('.safetensors')}`" in out
     assert f"goes into {host / 'models' / 'mindedit'}" in out and f"goes into {host / 'models' / 'checkpoints'}" in out
 
 
@@ -228,6 +234,80 @@ def test_convert_keeps_the_tensors_of_a_pickle(mindedit, picture, tiny_folder, t
     converted = load_tensors(tmp_path / "ip.safetensors")
     assert set(converted) == set(flat) and all(torch.equal(converted[key], flat[key]) for key in flat)
     assert read_metadata(tmp_path / "ip.safetensors")["recipe"] == "mindedit convert"
+
+
+LAYOUTS = {
+    "base": ({}, 4),
+    "plus": ({"width": 48, "heads": 2, "depth": 4, "inner": 192}, 16),
+    "full-face": ({"inner": 40}, None),
+}
+
+
+@pytest.fixture(params=LAYOUTS)
+def adapter(request):
+    """A small IP-Adapter of each layout."""
+    from mindedit_core.bridges.ip_adapter import IPAdapter
+    from mindedit_core.bridges.ip_adapter_layouts import Layout
+
+    torch.manual_seed(0)
+    return IPAdapter(Layout(request.param, 40, 32, (16, 16, 24), LAYOUTS[request.param][1], LAYOUTS[request.param][0]))
+
+
+def nested(state):
+    parts = {"image_proj": {}, "ip_adapter": {}}
+    for key, tensor in state.items():
+        part, _, name = key.partition(".")
+        parts[part][name] = tensor
+    return parts
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_an_ip_adapter_comes_through_convert_as_it_was(mindedit, adapter, tmp_path, zipped):
+    """A nested .bin as published -> flat safetensors in the stored dtype -> the same adapter; old pickles too."""
+    from mindedit_core.bridges.ip_adapter import IPAdapter
+
+    state = {key: tensor.half() for key, tensor in adapter.state_dict().items()}
+    pickled = {**nested(state), "optimizer": {"step": torch.zeros(1)}}
+    torch.save(pickled, tmp_path / "ip.bin", _use_new_zipfile_serialization=zipped)
+    out = tmp_path / "ip.safetensors"
+    code, said, _ = mindedit("convert", "ip-adapter", tmp_path / "ip.bin", out, system=None)
+    assert code == 0 and f"{len(state)} tensors, IP-Adapter: {adapter.layout} -> {out}" in said
+    converted = load_tensors(out)
+    assert set(converted) == set(state)
+    assert all(torch.equal(converted[key], tensor) and tensor.dtype == torch.float16 for key, tensor in state.items())
+    loaded = IPAdapter.from_file(out)
+    assert loaded.layout == adapter.layout and loaded.clip_space is None
+    assert read_metadata(out)["config"]["kind"] == adapter.layout.kind
+
+
+def test_tensors_that_share_memory_are_all_written(mindedit, tmp_path):
+    shared = torch.arange(6.0)
+    torch.save({"a": shared, "b": shared, "c": shared[:3], "d": shared.reshape(2, 3)}, tmp_path / "tied.pt")
+    assert mindedit("convert", tmp_path / "tied.pt", tmp_path / "out.safetensors", system=None)[0] == 0
+    converted = load_tensors(tmp_path / "out.safetensors")
+    assert {key: tuple(value.shape) for key, value in converted.items()} == {
+        "a": (6,),
+        "b": (6,),
+        "c": (3,),
+        "d": (2, 3),
+    }
+    assert torch.equal(converted["d"].flatten(), shared)
+
+
+@pytest.mark.parametrize(
+    ("content", "out", "words"),
+    [
+        ({"image_proj": {"latents": torch.zeros(1, 4, 8)}, "ip_adapter": {}}, "x.safetensors", "got layers []"),
+        ({"ip_adapter": {"0.to_q_lora.down.weight": torch.zeros(2, 2)}}, "x.safetensors", "found a FaceID IP-Adapter"),
+        ({"conv_in.weight": torch.zeros(1)}, "x.safetensors", "found 0 keys"),
+        ({"image_proj": {}}, "x.safetensors", "holds no named tensors, got dict; give a state dict"),
+        ({"a": torch.zeros(1)}, "x.bin", "OUT must end in .safetensors"),
+    ],
+)
+def test_what_is_no_ip_adapter_is_not_written(mindedit, tmp_path, content, out, words):
+    torch.save(content, tmp_path / "in.bin")
+    code, _, err = mindedit("convert", "ip-adapter", tmp_path / "in.bin", tmp_path / out, system=None)
+    assert code == 1 and words in err and not (tmp_path / out).exists()
 
 
 class Bomb:

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 SAMPLER = "MindEditEditSampler"
@@ -96,23 +97,39 @@ def test_an_insight_of_another_clip_space(server, mini, mini_folder):
     assert message.startswith("IP-Adapter Bridge, ") and "some other CLIP" in message
 
 
-def test_a_truncated_adapter(server, mini, mini_folder):
+def refused(server, mini, client) -> str:
+    """Why the prompt was not even queued."""
+    with pytest.raises(client.Refused) as reason:
+        server.run(mini.prompt)
+    return reason.value.details
+
+
+def test_a_truncated_adapter(server, mini, mini_folder, client):
     folder = server.base / "models" / "ipadapter"
     folder.mkdir(parents=True, exist_ok=True)
     content = (mini_folder / "ip_adapter.safetensors").read_bytes()
     (folder / "truncated.safetensors").write_bytes(content[: len(content) // 2])
     use_file(mini, "truncated.safetensors")
-    message = failure(server, mini)
-    assert message.startswith("IP-Adapter Bridge, adapter (truncated.safetensors): ")
+    details = refused(server, mini, client)
+    assert "truncated.safetensors" in details and "not a complete safetensors file" in details
 
 
-def test_a_file_that_is_no_adapter(server, mini, mini_folder):
+def test_a_file_that_is_no_adapter(server, mini, mini_folder, client):
     folder = server.base / "models" / "ipadapter"
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(mini_folder / "autoencoder.safetensors", folder / "not_an_adapter.safetensors")
     use_file(mini, "not_an_adapter.safetensors")
-    message = failure(server, mini)
-    assert message.startswith("IP-Adapter Bridge, adapter (not_an_adapter.safetensors): ")
+    details = refused(server, mini, client)
+    assert "not_an_adapter.safetensors" in details and "found a checkpoint of kind 'autoencoder'" in details
+
+
+def test_a_pickled_adapter(server, mini, client):
+    folder = server.base / "models" / "ipadapter"
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"image_proj": {}, "ip_adapter": {}}, folder / "ip-adapter_sd15.bin")
+    use_file(mini, "ip-adapter_sd15.bin")
+    details = refused(server, mini, client)
+    assert "is a pickle" in details and f"mindedit convert ip-adapter {folder / 'ip-adapter_sd15.bin'}" in details
 
 
 def test_an_adapter_file_that_is_not_there(server, mini, client):

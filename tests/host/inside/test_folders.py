@@ -77,7 +77,7 @@ def test_a_value_that_is_not_in_the_list_is_refused_with_the_place(choice, model
     comfy_folders.register()
     with pytest.raises(FileNotFoundError, match="is not there; put a LLaVA-OneVision folder .* under .*LLM"):
         comfy_folders.resolve_mllm(choice)
-    with pytest.raises(FileNotFoundError, match="put a base IP-Adapter, e.g. ip-adapter_sd15.safetensors"):
+    with pytest.raises(FileNotFoundError, match="put an IP-Adapter, e.g. ip-adapter_sd15.safetensors"):
         comfy_folders.resolve_ip_adapter(f"{choice}.safetensors")
 
 
@@ -89,6 +89,42 @@ def test_a_fingerprint_follows_the_file(models):
     assert before != comfy_folders.fingerprint("adapter", "head.safetensors") != ""
     assert comfy_folders.fingerprint("adapter", "gone.safetensors") == ""
     assert comfy_folders.fingerprint("mini", MINI) == comfy_folders.fingerprint("mllm", MINI) != ""
+
+
+def test_an_ip_adapter_is_listed_with_its_kind(models, mini_folder):
+    """In the tooltip: the values themselves are the file names, which saved workflows hold."""
+    comfy_folders.register()
+    folder = models / "ipadapter"
+    (folder / "old").mkdir(parents=True)
+    shutil.copy(mini_folder / "ip_adapter.safetensors", folder / "a.safetensors")
+    face = {"image_proj.norm.weight": torch.zeros(1), "ip_adapter.0.to_q_lora.down.weight": torch.zeros(1)}
+    save_checkpoint(folder / "b.safetensors", face, {})
+    torch.save({"image_proj": {}}, folder / "old" / "c.bin")
+    assert comfy_folders.list_ip_adapters() == [MINI, "a.safetensors", "b.safetensors"]
+    found = dict(line.split(": ", 1) for line in comfy_folders.found_ip_adapters())
+    assert set(found) == {"a.safetensors", "b.safetensors", "old/c.bin"}
+    assert found["a.safetensors"].startswith("base, ") and ", reads " in found["a.safetensors"]
+    assert "FaceID" in found["b.safetensors"] and "mindedit convert ip-adapter" in found["old/c.bin"]
+    for usable in (MINI, "a.safetensors"):
+        comfy_folders.require_ip_adapter(usable)
+    with pytest.raises(ValueError, match="b.safetensors: .* found a FaceID IP-Adapter"):
+        comfy_folders.require_ip_adapter("b.safetensors")
+
+
+@pytest.mark.parametrize(("kind", "word"), [("ipadapter", "convert ip-adapter "), ("mindedit", "convert ")])
+def test_a_pickle_is_refused_with_the_command_to_run(kind, word, models):
+    comfy_folders.register()
+    (models / kind).mkdir()
+    path = models / kind / "old.bin"
+    torch.save({"a": torch.zeros(1)}, path)
+    resolve = comfy_folders.RESOLVE["ip_adapter" if kind == "ipadapter" else "adapter"]
+    with pytest.raises(
+        FileNotFoundError, match=f"is a pickle.*`mindedit {word}{path} {path.with_suffix('.safetensors')}`"
+    ):
+        resolve("old.bin")
+    path.write_text("no pickle at all")
+    with pytest.raises(FileNotFoundError, match="'old.bin' is not there; put"):
+        resolve("old.bin")
 
 
 # A full-size MLLM's folder, small -------------------------------------------------------------------------------------
@@ -148,7 +184,9 @@ def test_a_truncated_ip_adapter_is_named(mini_folder, tmp_path):
     with pytest.raises(CheckpointError, match="cut.safetensors .* not a complete safetensors file"):
         load_adapter(path)
     other = save_checkpoint(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, {})
-    with pytest.raises(CheckpointError, match="base IP-Adapter .* is needed, found"):
+    with pytest.raises(
+        CheckpointError, match="other.safetensors: an IP-Adapter of the base, plus or full-face layout is needed, found"
+    ):
         load_adapter(other)
 
 
