@@ -23,6 +23,7 @@ from torch import Tensor, nn
 METADATA_KEY = "mindedit"
 FORMAT = 1
 INDEX_SUFFIX = ".safetensors.index.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")  # to search a folder by; what a file is, its content says
 USUAL_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # of transformers and diffusers
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from .bridges.ip_adapter_layouts import describe_file
-from .checkpoint import detect, is_pickle, read_metadata, weight_files
+from .bridges.ip_adapter_layouts import describe_file, said_embedding
+from .checkpoint import PICKLE_SUFFIXES, detect, is_pickle, read_metadata, weight_files
+from .contracts import GLOBAL
 from .model_files import MINI_FILES, MINI_FOLDER, TOKENIZER
-from .pickles import SUFFIXES
 
 OK, MISSING, OPTIONAL = "ok", "MISSING", "--"
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,13 +98,13 @@ def comfyui(place: Path | None) -> Iterator[Line]:
     yield _installed(place)
     models = place / "models"
     yield from _listed("LLaVA-OneVision", models / "LLM", _mllms(models / "LLM"), "a folder of llava-hf/*-ov-hf")
-    yield from _listed(
-        "MIND-Edit adapter", models / "mindedit", _files(models / "mindedit", ("mind_edit",)), "made by train.mind_edit"
-    )
+    adapters = [
+        f"{name}: {_said_head(models / 'mindedit' / name)}" for name in _files(models / "mindedit", "mind_edit")
+    ]
+    yield from _listed("MIND-Edit adapter", models / "mindedit", adapters, "made by train.mind_edit")
     yield from _ip_adapters(models / "ipadapter")
-    yield from _listed(
-        "Stable Diffusion", models / "checkpoints", _files(models / "checkpoints", ("sd_checkpoint",)), "an SD1.5 file"
-    )
+    found = _files(models / "checkpoints", "sd_checkpoint")
+    yield from _listed("Stable Diffusion", models / "checkpoints", found, "an SD1.5 file")
 
 
 def _version(place: Path) -> str:
@@ -146,13 +146,23 @@ def _complaint(folder: Path) -> str:
     return ""
 
 
-def _files(folder: Path, kinds: tuple[str, ...]) -> list[str]:
+def _files(folder: Path, kind: str) -> list[str]:
+    """Files of one of `checkpoint.KINDS` below `folder`, by their names there."""
     found = []
     for path in sorted(folder.glob("**/*.safetensors")):
         with suppress(ValueError):
-            if detect(path) in kinds:
+            if detect(path) == kind:
                 found.append(path.relative_to(folder).as_posix())
     return found
+
+
+def _said_head(path: Path) -> str:
+    """What the VisionHead of an adapter file predicts, in the words that are used of IP-Adapters."""
+    config = read_metadata(path).get("config", {})
+    if not (head := config.get("vision_head")):
+        return "no VisionHead, text only"
+    predicted = said_embedding(head.get("form", GLOBAL), head.get("embed_dim", 0))
+    return f"predicts {predicted}, CLIP space {config.get('clip_space', {}).get('name', 'unnamed')}"
 
 
 def _ip_adapters(folder: Path) -> Iterator[Line]:
@@ -168,5 +178,5 @@ def _ip_adapters(folder: Path) -> Iterator[Line]:
 
 def pickles_in(folder: Path) -> list[Path]:
     """Files below `folder` that `mindedit convert` is for."""
-    found = (path for path in folder.glob("**/*") if path.suffix in SUFFIXES and path.is_file())
+    found = (path for path in folder.glob("**/*") if path.suffix in PICKLE_SUFFIXES and path.is_file())
     return sorted(path for path in found if is_pickle(path))

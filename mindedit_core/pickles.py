@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")  # by which a folder is searched; what a file is, its content says
-
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
     """Flat tensors of a pickle, each in memory of its own: {"a": {"b": tensor}} -> {"a.b": tensor}.

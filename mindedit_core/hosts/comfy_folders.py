@@ -17,9 +17,8 @@ from pathlib import Path
 
 import folder_paths
 
-from ..checkpoint import is_pickle, pickle_refused
+from ..checkpoint import PICKLE_SUFFIXES, is_pickle, pickle_refused
 from ..model_files import MINI_FOLDER
-from ..pickles import SUFFIXES
 
 MINI = "mini (built in)"
 MINI_VARIABLE = "MINDEDIT_MINI"  # names another folder in the mini's layout, e.g. one fresh from train/
@@ -144,7 +143,7 @@ def _pickles(key: str) -> dict[str, Path]:
     """Files that `mindedit convert` is for, by their names relative to the folder."""
     roots = (Path(root) for root in folder_paths.get_folder_paths(key))
     found = ((path.relative_to(root).as_posix(), path) for root in roots for path in sorted(root.glob("**/*")))
-    return {name: path for name, path in found if path.suffix in SUFFIXES and path.is_file() and is_pickle(path)}
+    return {name: path for name, path in found if path.suffix in PICKLE_SUFFIXES and path.is_file() and is_pickle(path)}
 
 
 def _missing(choice: str, key: str) -> str:

@@ -1,4 +1,4 @@
-"""MIND-Edit (arXiv 2505.19149) at full size: LLaVA-OneVision, Stable Diffusion, a base IP-Adapter, from your disk.
+"""MIND-Edit (arXiv 2505.19149) at full size: LLaVA-OneVision, Stable Diffusion, an IP-Adapter, from your disk.
 
 A folder is such a system when it holds a system.json; paths in it are relative to the folder:
 
@@ -6,7 +6,7 @@ A folder is such a system when it holds a system.json; paths in it are relative 
      "adapter": "mind_edit.safetensors",             LoRA and VisionHead for that MLLM; may be left out: text only
      "sd": "stable-diffusion-v1-5",                  in diffusers' layout: SD1.5, SDXL, InstructPix2Pix, CosXL-edit
      "sd_inpaint": "stable-diffusion-inpainting",    the same with a 9-channel UNet; one of the two is enough
-     "ip_adapter": "ip-adapter_sd15.safetensors",    base IP-Adapter of h94/IP-Adapter
+     "ip_adapter": "ip-adapter_sd15.safetensors",    of h94/IP-Adapter: base, plus or full-face, as VisionHead says
      "clip_space": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",   what that IP-Adapter reads; may be left out
      "settings": {"steps": 25}}                      PaintSettings; may be left out
 """

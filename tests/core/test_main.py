@@ -179,6 +179,7 @@ def test_doctor_finds_what_is_there_and_says_what_is_not(mindedit, tmp_path, tin
     (host / "models/ipadapter/ip.safetensors").write_bytes((tiny_folder / "ip_adapter.safetensors").read_bytes())
     (host / "models/ipadapter/cut.safetensors").write_bytes(b"cut")
     torch.save({"image_proj": {}}, host / "models/ipadapter/ip-adapter-plus_sd15.bin")
+    (host / "models/mindedit/mine.safetensors").write_bytes((tiny_folder / "mind_edit.safetensors").read_bytes())
     (host / "models/mindedit/wrong.safetensors").write_bytes((tiny_folder / "unet.safetensors").read_bytes())
     monkeypatch.setenv("COMFYUI_PATH", str(host))
     _, out, _ = mindedit("doctor", system=None)
@@ -191,7 +192,8 @@ def test_doctor_finds_what_is_there_and_says_what_is_not(mindedit, tmp_path, tin
     pickled = host / "models/ipadapter/ip-adapter-plus_sd15.bin"
     assert "is a pickle, which can run code when it is read" in out
     assert f"`mindedit convert ip-adapter {pickled} {pickled.with_suffix('.safetensors')}`" in out
-    assert f"goes into {host / 'models' / 'mindedit'}" in out and f"goes into {host / 'models' / 'checkpoints'}" in out
+    assert "mindedit/mine.safetensors: predicts 24, CLIP space tiny-clip\n" in out
+    assert f"goes into {host / 'models' / 'checkpoints'}" in out
 
 
 def test_doctor_reports_every_file_of_a_mini(tiny_folder, tmp_path):
