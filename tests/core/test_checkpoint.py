@@ -14,6 +14,7 @@ from mindedit_core.checkpoint import (
     KINDS,
     CheckpointError,
     detect,
+    is_pickle,
     load_strict,
     load_tensors,
     read_metadata,
@@ -121,6 +122,16 @@ def test_a_pickle_is_not_read(tmp_path):
         command = f"mindedit convert {tmp_path / name} {tmp_path / out}.safetensors`"
         with pytest.raises(CheckpointError, match=f"{name} is a pickle, which can run code .*{re.escape(command)}"):
             load_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x4B50], ids=["as a pickle", "as a zip archive"])
+def test_a_safetensors_file_that_begins_like_a_pickle_is_read(tmp_path, length):
+    """Its first two bytes are those of its header's length."""
+    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.ljust(length)
+    content = length.to_bytes(8, "little") + header + torch.arange(2.0).numpy().tobytes()
+    (tmp_path / "a.safetensors").write_bytes(content)
+    assert not is_pickle(tmp_path / "a.safetensors")
+    assert torch.equal(load_tensors(tmp_path / "a.safetensors")["a"], torch.arange(2.0))
 
 
 def test_a_folder_of_pickles_says_what_to_convert(tmp_path):

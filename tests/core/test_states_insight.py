@@ -202,3 +202,16 @@ def test_the_remedy_names_the_published_file():
         plus(Insight(None, None, image_embeds=torch.zeros(1, 1024)))
     with pytest.raises(Misfit, match="use ip-adapter-plus_sdxl_vit-h or ip-adapter-plus-face_sdxl_vit-h for this insi"):
         base(Insight(None, None, image_embeds=torch.zeros(1, 257, 1280)))
+
+
+def test_at_the_published_sizes_a_prediction_becomes_image_tokens(generator):
+    """LLaVA-OneVision-0.5B's states -> 257 x 1280 of ViT-H -> 16 tokens of SD1.5's plus adapter, 257 of full-face."""
+    from mindedit_core.bridges.ip_adapter_layouts import Layout
+
+    head = StatesHead(896, 1280)
+    answer, mask = torch.randn(1, 9, 896, generator=generator), torch.ones(1, 9, dtype=torch.bool)
+    with torch.no_grad():
+        insight = Insight(None, None, image_embeds=head(answer, mask))
+        sizes = {"width": 768, "heads": 12, "depth": 4, "inner": 3072}
+        for layout in (Layout("plus", 1280, 768, (320,), 16, sizes), Layout("full-face", 1280, 768, (320,), None)):
+            assert IPAdapter(layout)(insight).image_tokens.shape == (1, layout.tokens or 257, 768)
