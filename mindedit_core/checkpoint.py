@@ -199,9 +199,13 @@ def is_pickle(path: Path) -> bool:
     """True for what `torch.save` writes (a zip archive, or a bare pickle before 1.6), by its first bytes.
 
     A safetensors file may begin with the same two bytes, a part of its header's length, but has a brace at byte 8.
+    What cannot be opened is none.
     """
-    with path.open("rb") as file:
-        start = file.read(9)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError:
+        return False
     bare = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     return (start[:2] == b"PK" or bare) and start[8:] != b"{"
 

@@ -178,5 +178,4 @@ def _ip_adapters(folder: Path) -> Iterator[Line]:
 
 def pickles_in(folder: Path) -> list[Path]:
     """Files below `folder` that `mindedit convert` is for."""
-    found = (path for path in folder.glob("**/*") if path.suffix in PICKLE_SUFFIXES and path.is_file())
-    return sorted(path for path in found if is_pickle(path))
+    return sorted(path for path in folder.glob("**/*") if path.suffix in PICKLE_SUFFIXES and is_pickle(path))

@@ -113,11 +113,16 @@ def layout_of(shapes: Shapes, name: str = "these tensors") -> Layout:
     Raises CheckpointError for FaceID, portrait, other checkpoints and incomplete files, naming what was found.
     """
     kind = KINDS[_require_known(shapes, name)]
-    layers = _layer_dims(shapes, name)
     try:
-        return READERS[kind](shapes, layers)
+        return READERS[kind](shapes, _layer_dims(shapes, name))
+    except CheckpointError:
+        raise
     except KeyError as error:
         raise CheckpointError(f"{name}, a {kind} IP-Adapter, lacks {error.args[0]}; fetch the file again") from None
+    except (IndexError, ValueError, ZeroDivisionError):
+        raise CheckpointError(
+            f"{name}, a {kind} IP-Adapter by its keys, has tensors of shapes that none has; fetch the file again"
+        ) from None
 
 
 def _require_known(shapes: Shapes, name: str) -> str:

@@ -64,10 +64,13 @@ def list_ip_adapters() -> list[str]:
 
 
 def found_ip_adapters() -> list[str]:
-    """Every file under models/ipadapter, and what it is: "x.safetensors: plus, SD1.5, reads 257x1280 of ViT-H"."""
-    known = [(name, _file(name, "ipadapter")) for name in _files("ipadapter")]
-    pickles = [(name, path) for name, path in _pickles("ipadapter").items() if name not in dict(known)]
-    return [f"{name}: {_described(path)[1]}" for name, path in (*known, *pickles)]
+    """Every file under models/ipadapter, and what it is: "x.safetensors: plus, SD1.5, reads 257x1280 of ViT-H".
+
+    Never raises for what lies there: a node's schema is made with it. A link to nowhere is left out.
+    """
+    listed = {name: folder_paths.get_full_path("ipadapter", name) for name in _files("ipadapter")}
+    found = {name: Path(path) for name, path in listed.items() if path is not None} | _pickles("ipadapter")
+    return [f"{name}: {_described(path)[1]}" for name, path in found.items()]
 
 
 def require_ip_adapter(choice: str) -> None:
@@ -78,7 +81,10 @@ def require_ip_adapter(choice: str) -> None:
 
 
 def _described(path: Path) -> tuple[bool, str]:
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return False, str(error)
     return _described_once(path, stat.st_size, stat.st_mtime_ns)
 
 
@@ -143,7 +149,7 @@ def _pickles(key: str) -> dict[str, Path]:
     """Files that `mindedit convert` is for, by their names relative to the folder."""
     roots = (Path(root) for root in folder_paths.get_folder_paths(key))
     found = ((path.relative_to(root).as_posix(), path) for root in roots for path in sorted(root.glob("**/*")))
-    return {name: path for name, path in found if path.suffix in PICKLE_SUFFIXES and path.is_file() and is_pickle(path)}
+    return {name: path for name, path in found if path.suffix in PICKLE_SUFFIXES and is_pickle(path)}
 
 
 def _missing(choice: str, key: str) -> str:

@@ -134,6 +134,10 @@ def test_a_safetensors_file_that_begins_like_a_pickle_is_read(tmp_path, length):
     assert torch.equal(load_tensors(tmp_path / "a.safetensors")["a"], torch.arange(2.0))
 
 
+def test_what_cannot_be_opened_is_no_pickle(tmp_path):
+    assert not is_pickle(tmp_path) and not is_pickle(tmp_path / "nowhere.bin")
+
+
 def test_a_folder_of_pickles_says_what_to_convert(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="is a pickle.*mindedit convert .*pytorch_model.bin"):

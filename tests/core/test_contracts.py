@@ -127,6 +127,10 @@ def test_silence_is_no_misfit():
         ),
         ((Reader(embed_dim=4), Bridge(embed_dim=5), Painter()), "Reader gives embed_dim 4, Bridge takes 5"),
         (
+            (Reader(embed_form="global", embed_dim=4), Bridge(embed_form="states", embed_dim=5), Painter()),
+            "gives embed_form 'global', Bridge takes 'states'; a base IP-Adapter reads the global embedding, a plus",
+        ),
+        (
             (Reader(), Bridge(token_dim=768), Painter(token_dim=2048)),
             "token_dim 768, Painter takes 2048; use an IP-Adapt",
         ),

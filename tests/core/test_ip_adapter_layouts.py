@@ -115,6 +115,10 @@ FACE = {
             "a full-face IP-Adapter, lacks image_proj.proj.0.weight",
         ),
         ({"image_proj.proj.weight": (3000, 1024)}, (), "a projection of N x 768 rows, got 3000"),
+        ({"image_proj.norm.weight": ()}, (), "a base IP-Adapter by its keys, has tensors of shapes that none has"),
+        ({"image_proj.norm.weight": (0,)}, (), "has tensors of shapes that none has"),
+        ({"image_proj.latents": (16, 768)}, ("image_proj.",), "a plus IP-Adapter by its keys, has tensors of shapes"),
+        ({"ip_adapter.x.to_k_ip.weight": (8, 8)}, (), "has tensors of shapes that none has; fetch"),
     ],
 )
 def test_others_are_refused_by_what_they_are(base, extra, gone, words):

@@ -100,9 +100,14 @@ def test_an_ip_adapter_is_listed_with_its_kind(models, mini_folder):
     face = {"image_proj.norm.weight": torch.zeros(1), "ip_adapter.0.to_q_lora.down.weight": torch.zeros(1)}
     save_checkpoint(folder / "b.safetensors", face, {})
     torch.save({"image_proj": {}}, folder / "old" / "c.bin")
-    assert comfy_folders.list_ip_adapters() == [MINI, "a.safetensors", "b.safetensors"]
+    (folder / "gone.safetensors").symlink_to(folder / "nowhere.safetensors")
+    (folder / "gone.bin").symlink_to(folder / "nowhere.bin")
+    put(folder / "empty.safetensors")
+    put(folder / "empty.bin")
+    assert {MINI, "a.safetensors", "b.safetensors"} < set(comfy_folders.list_ip_adapters())
     found = dict(line.split(": ", 1) for line in comfy_folders.found_ip_adapters())
-    assert set(found) == {"a.safetensors", "b.safetensors", "old/c.bin"}
+    assert set(found) == {"a.safetensors", "b.safetensors", "empty.safetensors", "old/c.bin"}
+    assert "not a complete safetensors file" in found["empty.safetensors"]
     assert found["a.safetensors"].startswith("base, ") and ", reads " in found["a.safetensors"]
     assert "FaceID" in found["b.safetensors"] and "mindedit convert ip-adapter" in found["old/c.bin"]
     for usable in (MINI, "a.safetensors"):
