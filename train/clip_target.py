@@ -42,6 +42,12 @@ class ClipTarget(nn.Module):
         return self.clip.visual_projection.out_features if self.sort == "global" else config.hidden_size
 
     @property
+    def tokens(self) -> int:
+        """T: patches and the class token, 257 for ViT-H."""
+        config = getattr(self.clip.config, "vision_config", self.clip.config)
+        return 1 + (config.image_size // config.patch_size) ** 2
+
+    @property
     def settings(self) -> str:
         """What an encoding depends on beside the picture."""
         return f"{fingerprint(self.clip)} {self.sort} {self.processor.to_dict() if self.processor else 'as it is'}"
@@ -49,11 +55,26 @@ class ClipTarget(nn.Module):
     @torch.no_grad()
     def forward(self, images: np.ndarray) -> Tensor:
         """uint8[B, H, W, 3] -> float[B, Dc] (global) or float[B, T, Dh] (states), in the model's dtype."""
-        weight = self.clip.visual_projection.weight
-        out = self.clip.vision_model(self.pixels(images).to(weight), output_hidden_states=self.sort == "states")
+        return self.seen(self.pixels(images))
+
+    @torch.no_grad()
+    def seen(self, pixel_values: Tensor) -> Tensor:
+        """The same of float[B, 3, T, T], as the model takes it."""
+        pixel_values = pixel_values.to(self.clip.visual_projection.weight)
+        out = self.clip.vision_model(pixel_values, output_hidden_states=self.sort == "states")
         if self.sort == "states":
             return out.hidden_states[-2]
         return self.clip.visual_projection(out.pooler_output)
+
+    def zero_image(self) -> Tensor | None:
+        """float[T, Dh], what plus and full-face adapters take for no picture: the states of pixel values of zero.
+
+        None for the global embedding, for which it is zeros.
+        """
+        if self.sort == "global":
+            return None
+        config = getattr(self.clip.config, "vision_config", self.clip.config)
+        return self.seen(torch.zeros(1, config.num_channels, config.image_size, config.image_size))[0]
 
     def pixels(self, images: np.ndarray) -> Tensor:
         if self.processor is None:

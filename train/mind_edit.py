@@ -2,6 +2,7 @@
 
     python -m train.mind_edit                                    # the mini: about an hour on one core of a small CPU
     python -m train.mind_edit --set variant=text                 # an ablation: text, insight, or independent (both)
+    python -m train.mind_edit --set head=states --set out=states.safetensors   # for plus and full-face IP-Adapters
     accelerate launch -m train.mind_edit --config llava-0.5b --set data=human_edit \
         --set data_options=path=HumanEdit/data,split=train --set t_opt=runs/t_opt/human_edit
 
@@ -14,6 +15,7 @@ What `llava-0.5b` needs is printed by train.bench.joint. No score of it is known
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +28,12 @@ from mindedit_core.backbones.hf_vlm import IGNORED, language_model
 from mindedit_core.backbones.llava_onevision import AnswerPass, LlavaOnevision
 from mindedit_core.backbones.lora import Adapter, read_adapter, save_adapter
 from mindedit_core.backbones.mini_tokenizer import load_tokenizer
+from mindedit_core.backbones.states_head import StatesHead
 from mindedit_core.backbones.vision_head import VisionHead
+from mindedit_core.contracts import GLOBAL
 from mindedit_core.losses import insight_loss
 from mindedit_core.model_files import load_model
-from train.clip_target import ClipTarget, clip_target
+from train.clip_target import ClipTarget, Sort, clip_target
 from train.config import Training, read_config
 from train.encoding import Encoder, Part
 from train.examples import answer, batches, source
@@ -40,12 +44,15 @@ from train.records import EditRecord
 from train.stages import provenance, run_folder, save_beside, seeded, steps_before, use_plain_attention
 
 MINI = "mini"
+CALIBRATED = 64  # training pictures whose states say where a head of states begins
 
 
 @dataclass(frozen=True, kw_only=True)
 class MindEdit(Training):
     """mllm, clip: "mini" (those of the weights folder), or a published folder;  clip_space: None: the folder's name
-    layer: m, whose states the VisionHead reads;  head_width: None: twice the embedding;  rank, alpha: of the LoRA
+    head: what the VisionHead predicts: one embedding, for base IP-Adapters, or the states that plus and full-face take
+    layer: m, whose states the VisionHead reads;  head_width: None: twice the embedding, 512 for states
+    rank, alpha: of the LoRA
     variant: joint, text or insight alone, or independent: the last two, one after the other
     data: a reader of train.readers, data_options its key=value;  t_opt: what train.build_t_opt wrote, None: the data's
     programs: share of multi-step wishes in the endless world;  held_out: records to validate on
@@ -56,6 +63,7 @@ class MindEdit(Training):
     mllm: str = MINI
     clip: str = MINI
     clip_space: str | None = None
+    head: Sort = "global"
     layer: int = 5
     head_width: int | None = 512
     rank: int = 20
@@ -94,7 +102,7 @@ class Student(nn.Module):
         use_plain_attention(decoder) if config.mllm == MINI else None
         # what lies above layer m has no say in the insight
         add_lora(decoder, config.rank, config.alpha, range(config.layer if not self.writes else len(decoder.layers)))
-        self.head = VisionHead(self.model.config.text_config.hidden_size, target.dim, width=config.head_width)
+        self.head = new_head(self.model.config.text_config.hidden_size, target, config.head_width)
         self.head.requires_grad_(self.foresees)
         if config.checkpoint_activations:
             recompute = getattr(self.model, "activation_checkpointing_enable", None)  # its name in transformers 5
@@ -128,7 +136,7 @@ class Student(nn.Module):
         named = {"text": text_loss(out.logits, out.targets)} if self.writes else {}
         if self.foresees:
             predicted = self.head(out.states, out.mask).float()
-            named["insight"] = self.config.insight_weight * insight_loss(predicted, wanted)
+            named["insight"] = self.config.insight_weight * foresight_loss(self.head, predicted, wanted)
         return named
 
     def read(self, batch: dict) -> tuple[AnswerPass, Tensor]:
@@ -139,6 +147,26 @@ class Student(nn.Module):
         inputs = self.mllm.token_batch(prompts, answers, [sample["features"] for sample in samples])
         wanted = torch.stack([sample["target"] for sample in samples]).float().to(device())
         return self.mllm.answer_pass(inputs, layer=self.config.layer), wanted
+
+
+    def calibrate(self, rows: Callable[[int], list[EditRecord]]) -> None:
+        """Before a head of states is trained: mean and spread of the first training pictures' states."""
+        batches = (rows(number) for number in range(-(-CALIBRATED // self.config.batch_size)))
+        found = [self.encoder.fill(record, self.encoder.find(record))["target"] for some in batches for record in some]
+        self.head.calibrate(torch.stack(found).float().to(self.head.mean.device))
+
+
+def new_head(hidden_size: int, target: ClipTarget, width: int | None) -> nn.Module:
+    if target.sort == "states":
+        return StatesHead(hidden_size, target.dim, target.tokens, width or 512)
+    return VisionHead(hidden_size, target.dim, width=width)
+
+
+def foresight_loss(head: nn.Module, predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Of an embedding, `insight_loss`; of states the mean squared error in the head's units: 1 for the mean picture."""
+    if head.embed_form == GLOBAL:
+        return insight_loss(predicted, wanted)
+    return F.mse_loss(head.standardised(predicted), head.standardised(wanted))
 
 
 def parts_of(mllm: LlavaOnevision, target: ClipTarget, config: MindEdit) -> list[Part]:
@@ -196,18 +224,22 @@ def load_mllm(config: MindEdit) -> LlavaOnevision:
 def train_one(config: MindEdit) -> None:
     """One variant, to its file."""
     seeded(config)
-    student = Student(load_mllm(config), clip_target(config.clip, config, config.clip_space).to(device()), config)
+    target = clip_target(config.clip, config, config.clip_space, config.head).to(device())
+    student = Student(load_mllm(config), target, config)
     out = config.out or config.weights / "mind_edit.safetensors"
     if config.warm:
         student.go_on_from(read_adapter(out))
     before, data = steps_before(config, out.stem), source(config)
     folder = run_folder(config, out.stem)
+    if config.head == "states" and student.foresees and not config.warm:
+        student.calibrate(data.rows)
     system = mini_system(student, config) if config.mllm == MINI else None
     run = fit("train.mind_edit", folder, student, config, batches(data.rows, student.encoder.find),
               lambda: validate(student, data.held_out) | painted(system, data.held_out))
     if run.accelerator.is_main_process:
         said = provenance(config, "train.mind_edit", before + run.step, validate(student, data.held_out), config.data)
         head = student.head if student.foresees else None
+        said["negative_image_embeds"] = target.zero_image() if student.foresees else None
         save_adapter(out, pairs_of(student.model), head, student.made_for, torch.float16, **said)
         save_beside(config, "train.mind_edit", out)
 

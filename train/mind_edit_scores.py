@@ -13,6 +13,7 @@ from torch import Tensor
 from mindedit_core.backbones.hf_vlm import IGNORED
 from mindedit_core.backbones.llava_onevision import AnswerPass
 from mindedit_core.bridges.ip_adapter import IPAdapter
+from mindedit_core.contracts import GLOBAL
 from mindedit_core.designers.self_mllm import SelfMLLM
 from mindedit_core.model_files import load_model
 from mindedit_core.painters.unet import UNetPainter
@@ -41,7 +42,8 @@ def validate(student: Any, records: list[EditRecord]) -> Scores:
         out, wanted = student.read({"records": some, "found": [{}] * len(some)})
         scored = written_scores(student, out, some) if student.writes else {}
         if student.foresees:
-            scored["cosine"] = F.cosine_similarity(student.head(out.states, out.mask), wanted, dim=-1).tolist()
+            cosine = F.cosine_similarity(student.head(out.states, out.mask), wanted, dim=-1)
+            scored["cosine"] = cosine.reshape(len(some), -1).mean(1).tolist()  # of states, over all of them
         for name, values in scored.items():
             found.setdefault(name, []).extend(values)
     scores = {name: sum(values) / len(values) for name, values in found.items()}
@@ -71,9 +73,10 @@ def by_kind(exact: list[float], records: list[EditRecord]) -> dict[str, float]:
 
 
 def mini_system(student: Any, config: Training) -> System | None:
-    """The mini with this MLLM in the lead; None while its painters are not trained."""
+    """The mini with this MLLM in the lead; None while its painters are not trained, or cannot read such an insight."""
     files = [config.weights / f"{name}.safetensors" for name in (*PAINTERS, "ip_adapter")]
-    if not (student.writes and student.foresees and all(file.exists() for file in files)):
+    reads = student.head.embed_form == GLOBAL  # the mini's own IP-Adapter is a base one
+    if not (reads and student.writes and student.foresees and all(file.exists() for file in files)):
         return None
     parts = [load_model(file).to(student.mllm.head.query.device) for file in files[:-1]]
     bridge = IPAdapter.from_file(files[-1]).eval().requires_grad_(False).to(parts[0].device)

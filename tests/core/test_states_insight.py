@@ -18,7 +18,7 @@ from mindedit_core.bridges.ip_adapter import IPAdapter
 from mindedit_core.contracts import Insight, Misfit, require_fit
 from mindedit_core.painters.unet import UNetPainter
 from mindedit_core.systems.tiny import CLIP_SPACE, TEXT_WIDTH
-from train.image_states import image_states, zero_image_states
+from train.clip_target import ClipTarget
 
 STATES = 17  # of the tiny CLIP: 4 x 4 patches and the class token
 KINDS = {"plus": (5, {"width": 48, "heads": 1, "depth": 2}), "full-face": (None, {"inner": 40})}
@@ -50,7 +50,7 @@ def states_mllm(tiny_folder, clip, tmp_path_factory):
         head = scrambled(StatesHead(36, TEXT_WIDTH, tokens=STATES, width=64), seed=1)
         config = {**old.config, "clip_space": {"name": CLIP_SPACE, "dim": TEXT_WIDTH}}
         path = tmp_path_factory.mktemp("adapter") / "states.safetensors"
-        negative = zero_image_states(clip) if told else None
+        negative = ClipTarget(clip, CLIP_SPACE, "states").zero_image() if told else None
         lora.save_adapter(path, old.pairs, head, config, negative_image_embeds=negative)
         return LlavaOnevision.from_folder(tiny_folder, adapter=path)
 
@@ -86,15 +86,18 @@ def test_the_states_are_those_that_diffusers_gives_to_plus_adapters(generator):
     with torch.no_grad():
         states, zeros = StableDiffusionPipeline.encode_image(pipe, pixels, "cpu", 1, output_hidden_states=True)
     assert states.shape == (2, 5, 24)
-    torch.testing.assert_close(image_states(encoder, pixels), states, atol=1e-6, rtol=0)
-    torch.testing.assert_close(zero_image_states(encoder), zeros[0], atol=1e-6, rtol=0)
+    target = ClipTarget(encoder, "tiny", "states")
+    assert (target.tokens, target.dim) == (5, 24) and ClipTarget(encoder, "tiny", "global").zero_image() is None
+    torch.testing.assert_close(target.seen(pixels), states, atol=1e-6, rtol=0)
+    torch.testing.assert_close(target.zero_image(), zeros[0], atol=1e-6, rtol=0)
 
 
 def test_the_insight_brings_the_zero_image_of_the_file(states_mllm, clip, image):
     mllm = states_mllm()
     insight = mllm.encode(image, mllm_plan(mllm, image))
     assert insight.image_embeds.shape == (1, STATES, TEXT_WIDTH) and insight.embed_form == mllm.embed_form == "states"
-    assert torch.equal(insight.negative_image_embeds[0], zero_image_states(clip)) and insight.note == ""
+    assert torch.equal(insight.negative_image_embeds[0], ClipTarget(clip, CLIP_SPACE, "states").zero_image())
+    assert insight.note == ""
 
 
 def mllm_plan(mllm, image):
