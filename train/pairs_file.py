@@ -54,6 +54,7 @@ def _pair(path: Path, number: int, line: Mapping[str, Any]) -> Pair:
 class Paired:
     """Records that have a pair, with its T_opt, regions and steps. notes: what either side lacks, with its count.
 
+    A pair without regions leaves the record its own, those of its mask.
     A record whose instruction is another than the one that was asked is rejected when it is read.
     """
 
@@ -75,7 +76,7 @@ class Paired:
         if pair.raw != record.instruction:
             reason = f"its T_opt was written for another instruction, {pair.raw!r}"
             raise Rejected(row, record.id, str(self.path), pair.line, reason)
-        return replace(record, optimized=pair.optimized, regions=pair.regions, steps=pair.steps)
+        return replace(record, optimized=pair.optimized, regions=pair.regions or record.regions, steps=pair.steps)
 
 
 def _differences(ids: list[str], pairs: Mapping[str, Pair], path: Path) -> list[str]:

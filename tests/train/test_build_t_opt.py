@@ -457,6 +457,14 @@ def test_missing_unknown_and_outdated_pairs_are_reported(serve, tmp_path):
         read_pairs(tmp_path / "bad.jsonl")
 
 
+def test_a_pair_without_regions_leaves_the_record_its_own(tmp_path):
+    world = open_records("world", count=1)
+    pair = {"id": world.ids[0], "raw": world[0].instruction, "optimized": "a red cup"}
+    for line, regions in ((pair, world[0].regions), ({**pair, "regions": ["background"]}, (Region("background"),))):
+        (tmp_path / "pairs.jsonl").write_text(json.dumps(line) + "\n")
+        assert with_pairs(world, tmp_path)[0].regions == regions
+
+
 # Real models ---------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from train.readers.human_edit import ROWS, open_human_edit, split_rows
+from train.readers.mask_regions import mask_regions
 from train.records import Records
 
 IDS = [f"image-{number}" for number in range(ROWS)]
@@ -32,7 +33,7 @@ def test_rows_of_scenes_and_photographs_come_out_as_they_went_in(records, rows):
         assert np.array_equal(record.source, row.source) and np.array_equal(record.target, row.target)
         assert record.id.startswith(row.name) and record.instruction == row.instruction and record.kind == row.kind
         assert (record.source_caption, record.target_caption) == row.captions
-        assert record.notes == ()
+        assert record.notes == () and record.regions == mask_regions(record.mask)
 
 
 def test_the_mask_is_what_was_painted_black_and_not_what_was_black_before(records, rows, folder):

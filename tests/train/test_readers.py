@@ -12,9 +12,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mindedit_core.contracts import Region
+from mindedit_core.regions import region_mask
 from mindedit_core.scenes import sample
 from train.readers import READERS, open_records, options_from, reader
 from train.readers.cells import RESIZED, Unfit, drawn_mask, from_regions, one_size, open_picture, painted_mask, to_array
+from train.readers.mask_regions import mask_regions
 from train.records import EditRecord, Records, Rejected, Subset
 
 
@@ -373,6 +375,18 @@ def test_resolutions_are_brought_to_the_smallest_and_that_is_said():
     assert notes == (RESIZED,) and arrays["target"] is small
     assert arrays["source"].shape == (20, 30, 3) and arrays["mask"].dtype == bool and arrays["mask"].all()
     assert one_size(source=large, target=None) == ({"source": large, "target": None}, ())
+
+
+def test_a_masks_parts_become_boxes_that_cover_it_and_specks_do_not(rows):
+    for row in rows:
+        regions = mask_regions(row.mask)
+        covered = region_mask(regions, *row.mask.shape).numpy() > 0
+        assert (covered | ~row.mask).mean() > 0.99 and 1 <= len(regions) <= 3
+    two = np.zeros((100, 200), bool)
+    two[10:20, 20:60] = two[50:90, 100:150] = two[0, 0] = True
+    large, small = (500.0, 500.0, 750.0, 900.0), (100.0, 100.0, 300.0, 200.0)
+    assert mask_regions(two) == (Region("box", large), Region("box", small))
+    assert mask_regions(np.ones((4, 4), bool)) == (Region("background"),)
 
 
 # Records -------------------------------------------------------------------------------------------------------------

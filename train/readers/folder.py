@@ -8,7 +8,7 @@ or  my_edits/source/cat.jpg     my_edits/target/cat.png     my_edits/instruction
 A line may also have id, mask, source_caption, target_caption, optimized (T_opt), regions ([[x0, y0, x1, y1],
 "background", {"keep": [x0, y0, x1, y1]}], in thousandths of width and height), steps (a list of texts) and kind. Other
 names: columns.source=image_path. Paths are relative to the file that names them. Masks are black and white: white is
-the edit, mask_paint=black turns that round.
+the edit, mask_paint=black turns that round. Without regions they are the boxes of the mask's parts.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from train.readers.cells import (
     to_regions,
     to_steps,
 )
+from train.readers.mask_regions import mask_regions
 from train.readers.table import TableRecords, resolve_columns, stamp_of, text_ids
 from train.records import EditRecord
 
@@ -156,4 +157,6 @@ def to_record(id: str, cells: dict[str, Any], folder: Path, paint: int) -> EditR
     arrays, notes = one_size(source=source, target=target, mask=mask)
     texts = {role: optional_text(cells.get(role)) for role in ("source_caption", "target_caption", "optimized", "kind")}
     regions, steps = to_regions(cells.get("regions") or ()), to_steps(cells.get("steps") or ())
+    if not regions and mask is not None:
+        regions = mask_regions(arrays["mask"])
     return EditRecord(id, wish, **arrays, **texts, regions=regions, steps=steps, notes=notes)

@@ -10,7 +10,7 @@ fit into what is left of the 500 or of the 7 is passed over.
 
 The mask. MASK_IMG is the photograph with the region painted black; as in the dataset's own mask_convert.py, a pixel
 whose grey value is 0 is edit region. A photograph has black pixels of its own: connected parts that were black before
-are left out (clean_mask=false keeps them).
+are left out (clean_mask=false keeps them). The record's regions are the boxes of the mask's parts.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from train.readers.cells import instruction, one_size, open_picture, optional_text, painted_mask, read_array
+from train.readers.mask_regions import mask_regions
 from train.readers.parquet import CACHE, ParquetTable, column, missing_shards, parquet_files, schema_of
 from train.readers.table import TableRecords, resolve_columns, text_ids
 from train.records import EditRecord
@@ -108,4 +109,5 @@ def to_record(id: str, cells: dict[str, Any], clean_mask: bool = True) -> EditRe
     mask = painted_mask(open_picture("mask", cells["mask"]), source, 0, clean_mask)
     arrays, notes = one_size(source=source, target=target, mask=mask)
     captions = {name: optional_text(cells.get(name)) for name in ("source_caption", "target_caption")}
-    return EditRecord(id, wish, **arrays, **captions, kind=optional_text(cells.get("kind")), notes=notes)
+    regions, kind = mask_regions(arrays["mask"]), optional_text(cells.get("kind"))
+    return EditRecord(id, wish, **arrays, **captions, regions=regions, kind=kind, notes=notes)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from train.readers.cells import instruction, one_size, open_picture, painted_mask, read_array
+from train.readers.mask_regions import mask_regions
 from train.readers.parquet import CACHE, ParquetTable, column, missing_shards, parquet_files, schema_of
 from train.readers.table import TableRecords, resolve_columns
 from train.records import EditRecord
@@ -55,4 +56,4 @@ def to_record(id: str, cells: dict[str, Any], clean_mask: bool = True) -> EditRe
     source, target = read_array("source", cells["source"]), read_array("target", cells["target"])
     mask = painted_mask(open_picture("mask", cells["mask"]), source, 255, clean_mask) if "mask" in cells else None
     arrays, notes = one_size(source=source, target=target, mask=mask)
-    return EditRecord(id, wish, **arrays, notes=notes)
+    return EditRecord(id, wish, **arrays, regions=() if mask is None else mask_regions(arrays["mask"]), notes=notes)

@@ -87,7 +87,7 @@ class ParquetTable:
         self.files = list(files)
         columns = list(dict.fromkeys(columns))
         missing = [file for file in self.files if not unpacked_name(file, columns, cache).exists()]
-        for file in tqdm(missing, "unpacking", unit="file", disable=len(missing) < 2):
+        for file in tqdm(missing, "unpacking", unit="file", disable=None):
             unpack(file, columns, cache)
         self.unpacked = [unpacked_name(file, columns, cache) for file in self.files]
         counts = [pq.read_metadata(file).num_rows for file in self.files]
