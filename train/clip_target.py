@@ -8,10 +8,11 @@ states of the last layer but one (arXiv 2308.06721 and its files).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
@@ -29,7 +30,7 @@ MINI_SPACE = "mindedit-mini-clip"
 class ClipTarget(nn.Module):
     """clip: a CLIPModel or CLIPVisionModelWithProjection, frozen;  space: its name;  sort: which of its outputs
 
-    processor: transformers' image processor, None for pictures that are of the model's size already
+    processor: transformers' image processor, None for the mini's CLIP, whose pictures are only brought to its size
     """
 
     def __init__(self, clip: nn.Module, space: str, sort: Sort = "global", processor=None):
@@ -37,15 +38,17 @@ class ClipTarget(nn.Module):
         self.clip, self.space, self.sort, self.processor = clip.eval().requires_grad_(False), space, sort, processor
 
     @property
+    def vision_config(self) -> Any:
+        return getattr(self.clip.config, "vision_config", self.clip.config)
+
+    @property
     def dim(self) -> int:
-        config = getattr(self.clip.config, "vision_config", self.clip.config)
-        return self.clip.visual_projection.out_features if self.sort == "global" else config.hidden_size
+        return self.clip.visual_projection.out_features if self.sort == "global" else self.vision_config.hidden_size
 
     @property
     def tokens(self) -> int:
         """T: patches and the class token, 257 for ViT-H."""
-        config = getattr(self.clip.config, "vision_config", self.clip.config)
-        return 1 + (config.image_size // config.patch_size) ** 2
+        return 1 + (self.vision_config.image_size // self.vision_config.patch_size) ** 2
 
     @property
     def settings(self) -> str:
@@ -73,13 +76,21 @@ class ClipTarget(nn.Module):
         """
         if self.sort == "global":
             return None
-        config = getattr(self.clip.config, "vision_config", self.clip.config)
+        config = self.vision_config
         return self.seen(torch.zeros(1, config.num_channels, config.image_size, config.image_size))[0]
 
     def pixels(self, images: np.ndarray) -> Tensor:
         if self.processor is None:
-            return to_model(images)
+            return to_model(squared(images, self.vision_config.image_size))
         return self.processor(list(images), return_tensors="pt")["pixel_values"]
+
+
+def squared(images: np.ndarray, side: int) -> np.ndarray:
+    """uint8[B, H, W, 3] -> uint8[B, side, side, 3], bicubic where it is not of that size already."""
+    if images.shape[1:3] == (side, side):
+        return images
+    shrunk = (Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in images)
+    return np.stack([np.asarray(image) for image in shrunk])
 
 
 def target_pixels(batch: list[Sample]) -> Tensor:

@@ -46,7 +46,7 @@ def validate(student: Any, records: list[EditRecord]) -> Scores:
             scored["cosine"] = cosine.reshape(len(some), -1).mean(1).tolist()  # of states, over all of them
         for name, values in scored.items():
             found.setdefault(name, []).extend(values)
-    scores = {name: sum(values) / len(values) for name, values in found.items()}
+    scores = {name: sum(values) / len(values) for name, values in found.items() if values}
     return scores | by_kind(found.get("exact", []), records)
 
 

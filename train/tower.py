@@ -13,6 +13,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from mindedit_core.backbones.hf_vlm import give_plain_states
 from mindedit_core.backbones.mini_config import mini_config
 from train.config import Training, read_config
 from train.data import scenes, slot_labels
@@ -33,7 +34,7 @@ class Tower(nn.Module):
         from transformers import SiglipVisionModel
 
         config = mini_config(tokenizer()).vision_config
-        self.siglip = SiglipVisionModel(config)
+        self.siglip = give_plain_states(SiglipVisionModel(config))
         self.reader = SlotReader(config.hidden_size)
 
     def forward(self, batch: dict) -> Losses:

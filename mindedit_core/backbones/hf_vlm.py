@@ -66,6 +66,22 @@ def answer_lengths(answers: Tensor, end_ids: Sequence[int]) -> Tensor:
 # States --------------------------------------------------------------------------------------------------------------
 
 
+def give_plain_states(tower: nn.Module) -> nn.Module:
+    """A SigLIP tower whose last hidden state is that of its last layer, before the final norm, as LLaVA-OneVision is
+    trained on it; returns the tower.
+
+    transformers 4.56 and 4.57 put the state after the norm in its place. Nothing else of that norm is used.
+    """
+    norm = getattr(getattr(tower, "vision_model", tower), "post_layernorm", None)
+    if norm is not None:
+        norm.forward = unchanged
+    return tower
+
+
+def unchanged(hidden_states: Tensor) -> Tensor:
+    return hidden_states
+
+
 def language_model(model: nn.Module) -> nn.Module:
     """The decoder inside: the module with `layers` and `norm`. Its path differs between models and versions."""
     for path in LANGUAGE_MODELS:

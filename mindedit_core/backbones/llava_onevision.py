@@ -28,6 +28,7 @@ from .hf_vlm import (
     TokenStream,
     answer_lengths,
     answer_span,
+    give_plain_states,
     interruptible,
     language_model,
     own_generation_config,
@@ -100,6 +101,7 @@ class LlavaOnevision:
         note: str = "",
     ):
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
+        give_plain_states(model.model.vision_tower)
         self.image_processor = image_processor or llava_images.image_processor_for(model.config)
         self.image_token = tokenizer.convert_ids_to_tokens(self.config.image_token_id)
         self.chat = read_chat(tokenizer, self.image_token, chat_template)

@@ -108,6 +108,13 @@ def test_a_picture_that_is_not_square_takes_its_own_number_of_tokens(student):
     assert len(features) == student.mllm.image_tokens(picture) != student.mllm.image_tokens(picture[:, :, :100])
 
 
+def test_a_target_of_any_size_is_brought_to_that_of_clip(student):
+    picture = RECORDS[0].target
+    large = picture.repeat(2, 0).repeat(2, 1)[None]
+    alike = torch.nn.functional.cosine_similarity(student.target(large), student.target(picture[None])).item()
+    assert alike > 0.95 and torch.equal(student.target(picture[None]), student.target(picture[None].copy()))
+
+
 def losses_of(folder) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{name: line[name] for name in ("text", "insight")} for line in lines if "text" in line]
