@@ -328,7 +328,7 @@ def test_an_instruction_cannot_pose_as_the_dialogue(mllm, images):
 
 
 def test_the_mini_dialogue_is_short(mllm):
-    prompt = mllm._prompts(["add"], [(128, 128)])[0]
+    prompt, _ = mllm.tokens("add", "", image_tokens=3)
     words = [mllm.tokenizer.decode(token) for token in prompt if token != mllm.config.image_token_id]
     assert [word.strip() for word in words] == ["<|user|>", "rewrite", ":", "add", "<|assistant|>"]
 
