@@ -8,19 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
-from transformers import AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from torch import nn
+from transformers import AutoTokenizer
 
 from ..checkpoint import CheckpointError, load_strict, load_tensors, read_metadata, read_shapes, weight_files
 from .llava_chat import template_in
 from .llava_images import image_processor_class, image_processor_for
+from .llava_keys import rename_keys
+from .llava_weights import build_model, load_weights
 from .mini_tokenizer import load_tokenizer
 
 MODEL_TYPE = "llava_onevision"
@@ -28,6 +29,7 @@ MINI_WEIGHTS, MINI_TOKENIZER = "mllm.safetensors", "tokenizer.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+LARGE = 1 << 20  # numbers of a parameter
 LONG = 1 << 20  # model_max_length of the mini's tokenizer when the MLLM uses it: no limit and no warning
 
 
@@ -71,12 +73,16 @@ def compute_dtype(stored: torch.dtype, asked: torch.dtype | None, device: torch.
 
 
 def fingerprint(model: nn.Module) -> str:
-    """12 hexadecimal digits that change with any weight matrix: a few numbers of every parameter, hashed."""
+    """12 hexadecimal digits that change with any weight matrix: a few numbers of every parameter, hashed.
+
+    Of a large one they lie in five places, since each costs a read where weights are mapped from a file.
+    """
     digest = hashlib.sha256()
     named = {name.replace(".vision_model.", "."): parameter for name, parameter in model.named_parameters()}
     for name, parameter in sorted(named.items()):  # the same name and order in every version of transformers
         flat = parameter.detach().flatten()
-        few = flat[:: max(1, flat.numel() // 16)][:17].float().cpu()
+        places = 16 if flat.numel() < LARGE else 4
+        few = flat[:: max(1, flat.numel() // places)][: places + 1].float().cpu()
         digest.update(name.encode() + few.numpy().tobytes())
     return digest.hexdigest()[:12]
 
@@ -89,7 +95,7 @@ def _from_hugging_face(folder: Path, dtype: torch.dtype | None, device: torch.de
     read_shapes(folder)  # every shard is there and whole
     stored = stored_dtype(folder)
     dtype, note = compute_dtype(stored, dtype, device)
-    model = _pretrained(folder, dtype).to(device)
+    model = load_weights(folder, dtype).to(device)
     tokenizer = _tokenizer(folder)
     processor = _image_processor(folder, model.config)
     return Loaded(model, tokenizer, processor, template_in(folder), "mind_edit", stored, folder.name, note)
@@ -117,21 +123,6 @@ def stored_dtype(path: str | Path) -> torch.dtype:
                 if part.get_dtype() in DTYPES:
                     count[DTYPES[part.get_dtype()]] += torch.Size(part.get_shape()).numel()
     return count.most_common(1)[0][0] if count else torch.float32
-
-
-def _pretrained(folder: Path, dtype: torch.dtype) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    lacking = {str(key) for name in ("missing_keys", "mismatched_keys") for key in info.get(name, ())}
-    lacking |= {name for name, parameter in model.named_parameters() if parameter.is_meta}  # transformers 4 is silent
-    if lacking:
-        raise CheckpointError(
-            f"{folder} lacks {len(lacking)} of the model's weights, or has them in another size, first: {min(lacking)}"
-            "; fetch its .safetensors files and config.json again"
-        )
-    return model.eval().requires_grad_(False)
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -172,21 +163,3 @@ def _from_mini(folder: Path, dtype: torch.dtype | None, device: torch.device) ->
     tokenizer = load_tokenizer(folder / MINI_TOKENIZER, model_max_length=LONG)
     processor = image_processor_for(model.config)
     return Loaded(model.to(device), tokenizer, processor, None, metadata.get("prompt", "mini"), stored, folder.name)
-
-
-def build_model(config: Mapping[str, Any]) -> nn.Module:
-    """A model of these sizes, its weights yet to be loaded; the global random state is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        model = LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig.from_dict(dict(config)))
-    return model.eval().requires_grad_(False)
-
-
-def rename_keys(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Keys as this version of transformers has them: version 5 dropped `.vision_model` from the SigLIP tower's path."""
-    own = model.state_dict().keys()
-    renamed = {}
-    for key, tensor in tensors.items():
-        shorter = key.replace("vision_tower.vision_model.", "vision_tower.", 1)
-        longer = shorter.replace("vision_tower.", "vision_tower.vision_model.", 1)
-        renamed[next((name for name in (key, shorter, longer) if name in own), key)] = tensor
-    return renamed
