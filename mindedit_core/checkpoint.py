@@ -285,6 +285,7 @@ KINDS: dict[str, Callable[[Shapes], bool]] = {
     "mind_edit": lambda s: (
         _any(s, "vision_head.") or (_any(s, "lora.") and any(key.endswith(".lora_A.weight") for key in s))
     ),
+    "peft_lora": lambda s: _any(s, "base_model.model.") and any(key.endswith(".lora_A.weight") for key in s),
     "ip_adapter_faceid_plus": lambda s: _any(s, "image_proj.perceiver_resampler."),
     "ip_adapter_faceid": lambda s: any(key.startswith("ip_adapter.") and "_lora." in key for key in s),
     "ip_adapter_portrait": lambda s: (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ class LlavaOnevision:
         self.base_id = mllm_id or f"llava_onevision:{fingerprint(model)}"
         self.base_template, self.max_side, self.stored_dtype, self.note = template, max_side, stored_dtype, note
         self.adapter: lora.Adapter | None = None
+        self.strength = 1.0  # of the adapter's LoRA
         self.head: nn.Module | None = None
         self.device: torch.device | None = None
         self.dtype: torch.dtype | None = None
@@ -156,11 +158,15 @@ class LlavaOnevision:
     @property
     def layer(self) -> int:
         """m, an index of `hidden_states`: the adapter's, or three quarters of the depth (0.5B: 18 of 24)."""
-        return self.adapter.layer if self.adapter else max(1, 3 * self.num_layers // 4)
+        trained = self.adapter.layer if self.adapter else None
+        return max(1, 3 * self.num_layers // 4) if trained is None else trained
 
     @property
     def mllm_id(self) -> str:
-        return f"{self.base_id}+{self.adapter.name}:{self.adapter.digest}" if self.adapter else self.base_id
+        if self.adapter is None:
+            return self.base_id
+        strength = "" if self.strength == 1.0 else f"*{self.strength:g}"
+        return f"{self.base_id}+{self.adapter.name}:{self.adapter.digest}{strength}"
 
     @property
     def template(self) -> str:
@@ -192,23 +198,38 @@ class LlavaOnevision:
 
     # The adapter -----------------------------------------------------------------------------------------------------
 
-    def attach(self, adapter: lora.Adapter | str | Path, merge: bool = True) -> None:
+    def attach(self, adapter: lora.Adapter | str | Path, merge: bool = True, strength: float = 1.0) -> None:
         """Use an adapter's LoRA and VisionHead. merge=False: a host adds the LoRA by its own patches.
 
+        strength: of the LoRA; the VisionHead reads what comes of it.
         Raises Misfit, and changes nothing, if the adapter was made for another MLLM.
         """
         adapter = adapter if isinstance(adapter, lora.Adapter) else lora.read_adapter(adapter)
         lora.require_match(adapter, self.model, self.hidden_size, self.num_layers)
         self.detach()
         if merge:
-            self._originals = lora.merge(self.model, adapter.pairs, self.stored_dtype)
-        self.adapter = adapter
+            self._originals = lora.merge(self.model, adapter.pairs, self.stored_dtype, strength)
+        self.adapter, self.strength = adapter, strength
         self.head = adapter.head.to(self._place()[0]) if adapter.head is not None else None
 
     def detach(self) -> None:
         """Take the adapter off again; the weights are bit for bit what they were."""
         lora.unmerge(self.model, self._originals)
-        self._originals, self.adapter, self.head = {}, None, None
+        self._originals, self.adapter, self.head, self.strength = {}, None, None, 1.0
+
+    def sharing(self, adapter: lora.Adapter | str | Path, strength: float = 1.0) -> LlavaOnevision:
+        """Another view of the same weights, with another adapter; for a host that adds the LoRA by its own patches.
+
+        Nothing is copied, and `self` stays as it is. Raises Misfit; ValueError if a LoRA is merged into the weights.
+        """
+        if self._originals:
+            raise ValueError(
+                f"the LoRA of {self.adapter.name} is merged into these weights, another one would come on top; "
+                "`detach` it first"
+            )
+        view = copy(self)
+        view.attach(adapter, merge=False, strength=strength)
+        return view
 
     # Reading ---------------------------------------------------------------------------------------------------------
 

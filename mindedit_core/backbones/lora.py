@@ -3,7 +3,7 @@
 Keys: `lora.{module}.lora_A.weight` float[r, in], `lora.{module}.lora_B.weight` float[out, r], scalar
 `lora.{module}.alpha`, where {module} is a path in the MLLM, `vision_head.*`, and for a head that predicts states
 `negative_image_embeds` float[T, Dh]: those of a zero image, for the unconditional branch.
-A merge is W + (alpha / r) * B @ A, summed in fp32 and cast once, as ComfyUI's own LoRA code does.
+A merge is W + strength * (alpha / r) * B @ A, summed in fp32 and cast once, as ComfyUI's own LoRA code does.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ class LoraPair:
     def rank(self) -> int:
         return self.down.shape[0]
 
-    def delta(self, device: torch.device | str = "cpu") -> Tensor:
+    def delta(self, device: torch.device | str = "cpu", strength: float = 1.0) -> Tensor:
         """float32[out, in], what is added to the weight."""
-        return (self.alpha / self.rank) * (self.up.to(device, torch.float32) @ self.down.to(device, torch.float32))
+        scale = strength * (self.alpha / self.rank)
+        return scale * (self.up.to(device, torch.float32) @ self.down.to(device, torch.float32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +62,9 @@ class Adapter:
     negative_image_embeds: Tensor | None = None
 
     @property
-    def layer(self) -> int:
-        return int(self.config["layer"])
+    def layer(self) -> int | None:
+        """None: it was trained for the text alone, and says nothing of a layer."""
+        return int(self.config["layer"]) if "layer" in self.config else None
 
     @property
     def clip_space(self) -> str:
@@ -82,9 +84,16 @@ class Adapter:
 
 
 def read_adapter(path: str | Path) -> Adapter:
-    """Raises CheckpointError if the file is missing, damaged, of another kind or without its config."""
+    """Of this project, or a LoRA that peft saved (text alone, no VisionHead).
+
+    Raises CheckpointError if the file is missing, damaged, of another kind or without its config.
+    """
     path = Path(path)
-    require_kind(path, "mind_edit", where="a MIND-Edit adapter belongs in models/mindedit")
+    kind = require_kind(path, "mind_edit", "peft_lora", where="a MIND-Edit adapter belongs in models/mindedit")
+    if kind == "peft_lora":
+        from .peft_files import read_peft
+
+        return read_peft(path)
     metadata = read_metadata(path)
     config = metadata.get("config") or {}
     if missing := [key for key in CONFIG_KEYS if key not in config]:
@@ -192,14 +201,15 @@ def weight_keys(adapter: Adapter) -> dict[str, str]:
 
 def require_match(adapter: Adapter, model: nn.Module, hidden_size: int, num_layers: int) -> None:
     """Raises Misfit, before anything is changed, if the adapter was not made for an MLLM of these sizes."""
-    made_for = (int(adapter.config["hidden_size"]), int(adapter.config["num_layers"]))
+    sizes = {"hidden_size": hidden_size, "num_layers": num_layers}
+    made_for = tuple(int(adapter.config.get(name, own)) for name, own in sizes.items())
     if made_for != (hidden_size, num_layers):
         raise Misfit(
             f"adapter {adapter.name} was trained for {adapter.config.get('mllm', 'an MLLM')} with hidden_size "
             f"{made_for[0]} and {made_for[1]} layers; this MLLM has hidden_size {hidden_size} and {num_layers} layers: "
             f"{REMEDY}"
         )
-    if not 1 <= adapter.layer <= num_layers:
+    if adapter.layer is not None and not 1 <= adapter.layer <= num_layers:
         raise Misfit(
             f"adapter {adapter.name} reads layer {adapter.layer}, this MLLM has layers 1..{num_layers}: {REMEDY}"
         )
@@ -232,8 +242,10 @@ def _require_module(name: str, module: str, pair: LoraPair, model: nn.Module) ->
 
 
 @torch.no_grad()
-def merge(model: nn.Module, pairs: Mapping[str, LoraPair], stored: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Add the LoRA to the weights in place; returns the original weights, for `unmerge`.
+def merge(
+    model: nn.Module, pairs: Mapping[str, LoraPair], stored: torch.dtype | None = None, strength: float = 1.0
+) -> dict[str, Tensor]:
+    """Add the LoRA, times `strength`, to the weights in place; returns the original weights, for `unmerge`.
 
     stored: the dtype of the weights' file, None: that of the weights. The sum is rounded to it, so that weights read
     from an fp16 file and computed in fp32 here equal those that a host keeps in fp16.
@@ -242,7 +254,7 @@ def merge(model: nn.Module, pairs: Mapping[str, LoraPair], stored: torch.dtype |
     for module, pair in pairs.items():
         weight = model.get_submodule(module).weight
         originals[module] = weight.detach().clone()
-        weight.copy_((weight.float() + pair.delta(weight.device)).to(stored or weight.dtype))
+        weight.copy_((weight.float() + pair.delta(weight.device, strength)).to(stored or weight.dtype))
     return originals
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import transformers
 from transformers import PreTrainedTokenizerFast
 
-from mindedit_core.backbones import BACKBONES, backbone, hf_vlm, llava_images, llava_loading, lora
+from mindedit_core.backbones import BACKBONES, backbone, hf_vlm, llava_images, llava_keys, llava_loading, lora
 from mindedit_core.backbones.llava_chat import QWEN_CHAT
 from mindedit_core.backbones.llava_onevision import NO_HEAD, LlavaOnevision
 from mindedit_core.backbones.mini_config import mini_config
@@ -536,6 +536,27 @@ def test_a_refused_adapter_changes_nothing(images):
     assert mllm.adapter is None and all(torch.equal(x, before[key]) for key, x in mllm.model.state_dict().items())
 
 
+def test_two_views_share_weights_and_nothing_else(images):
+    """For a host: another adapter on the same model, whose weights the view itself leaves alone."""
+    mllm = random_mllm(2)
+    before = {key: value.clone() for key, value in mllm.model.state_dict().items()}
+    view = mllm.sharing(tiny_mind_edit(mllm.model), strength=0.5)
+    assert view.model is mllm.model and view.head is not None
+    assert mllm.adapter is None and mllm.head is None and view.mllm_id != mllm.mllm_id
+    assert view.mllm_id.endswith("*0.5")
+    assert all(torch.equal(value, before[key]) for key, value in mllm.model.state_dict().items())
+    assert mllm.encode(images[:1], Plan("add", "red cat")).image_embeds is None
+    view.detach()
+    assert all(torch.equal(value, before[key]) for key, value in mllm.model.state_dict().items())
+
+
+def test_a_merged_lora_is_not_shared(images):
+    mllm = random_mllm(2)
+    mllm.attach(tiny_mind_edit(mllm.model))
+    with pytest.raises(ValueError, match="is merged into these weights.*`detach` it first"):
+        mllm.sharing(tiny_mind_edit(mllm.model))
+
+
 def test_a_host_can_add_the_lora_itself(images):
     merged, patched = random_mllm(2), random_mllm(2)
     adapter = tiny_mind_edit(merged.model)
@@ -744,7 +765,7 @@ def test_keys_of_both_transformers_generations_load(tiny_parts):
             key if "vision_model" in key and "vision_model" in new else key.replace(old, new): x
             for key, x in own.items()
         }
-        assert llava_loading.rename_keys(foreign, model).keys() == own.keys()
+        assert llava_keys.rename_keys(foreign, model).keys() == own.keys()
 
 
 def test_the_mini_s_tokenizer_must_be_there(tiny_parts, tmp_path):

@@ -71,6 +71,19 @@ def test_the_sum_is_fp32_and_cast_once(model, adapter):
     assert torch.equal(half.get_submodule(module).weight, expected.half())
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.5, -2.0])
+def test_strength_scales_what_is_added(model, adapter, strength):
+    before = weights(model)
+    originals = lora.merge(model, adapter.pairs, strength=strength)
+    for module, pair in adapter.pairs.items():
+        expected = before[f"{module}.weight"] + strength * pair.delta()
+        torch.testing.assert_close(model.get_submodule(module).weight, expected, atol=1e-6, rtol=1e-6)
+    if strength == 0.0:
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    lora.unmerge(model, originals)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_weights_read_from_an_fp16_file_merge_as_a_host_that_keeps_fp16(model, adapter):
     half = copy.deepcopy(model).half()
     single = copy.deepcopy(half).float()
