@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import comfy.ldm.modules.attention as host_attention
 import comfy.model_management as mm
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 from einops import rearrange, repeat
 from torch import Tensor
 
@@ -191,7 +191,16 @@ def attach(
     for layer, place in enumerate(places):
         _install(clone, shared, layer, place)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER, RunWrapper(shared))
+    clone.add_callback_with_key(CallbacksMP.ON_CLONE, WRAPPER, own_patches)
     return clone
+
+
+def own_patches(_origin: Any, clone: Any) -> None:
+    """Patches of a clone's own: IPAdapter_plus adds to those it finds there, and newer hosts' clones share them."""
+    attn2 = clone.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    for key, patch in attn2.items():
+        if isinstance(patch, InsightPatch):
+            attn2[key] = copy.copy(patch)
 
 
 def noise_window(model: Any, start: float, end: float) -> tuple[float, float]:

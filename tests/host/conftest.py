@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mindedit_core.inventory import find_comfyui
 from mindedit_core.model_files import MINI_FILES, MINI_FOLDER
 
 HERE = Path(__file__).parent
@@ -24,6 +25,23 @@ def neighbour(name: str):
     return sys.modules[full]
 
 
+def pytest_terminal_summary(terminalreporter):
+    plus, comfyui = neighbour("ipadapter_plus"), find_comfyui()
+    if comfyui is not None and plus.find(comfyui) is None:
+        terminalreporter.line(plus.MISSING, yellow=True)
+
+
+@pytest.fixture(scope="session")
+def ipadapter_plus(comfyui_path, host_facts):
+    """The folder of ComfyUI_IPAdapter_plus, which is not part of this repository."""
+    plus = neighbour("ipadapter_plus")
+    folder = plus.find(comfyui_path)
+    host_facts["ipadapter_plus"] = "not found" if folder is None else folder.name
+    if folder is None:
+        pytest.skip(plus.MISSING)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def client():
     """The module comfy_client."""
@@ -34,6 +52,12 @@ def client():
 def graph_class():
     """The class Graph."""
     return neighbour("prompt_graph").Graph
+
+
+@pytest.fixture(scope="session")
+def tiny_llava():
+    """The module tiny_llava."""
+    return neighbour("tiny_llava")
 
 
 @pytest.fixture

@@ -1,0 +1,83 @@
+"""Run by the host's Python: a UNet in SD1.5's layout without its widening levels, CLIP-L, and IP-Adapters, all random.
+
+python make_small_sd15.py COMFYUI MODELS EMBED      0.5 GB in fp16; EMBED: width of the insight that the adapters read
+
+MODELS/diffusion_models/small.safetensors, MODELS/text_encoders/clip-l.safetensors, MODELS/ipadapter: one.safetensors,
+two.safetensors and silent.safetensors, which adds nothing in the middle block.
+"""
+
+import sys
+from pathlib import Path
+
+comfyui, models, embed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, comfyui)
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel  # noqa: E402
+import comfy.ops  # noqa: E402
+import comfy.sd1_clip  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+WIDTH, TOKENS, CHANNELS, LAYERS = 768, 4, 320, 16  # what the host and IPAdapter_plus know SD1.5 by
+UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": CHANNELS,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 1, 1, 1],
+    "num_heads": 8,
+    "use_spatial_transformer": True,
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+    "context_dim": WIDTH,
+    "legacy": False,
+}
+generator = torch.Generator().manual_seed(0)
+
+
+def random_like(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Norms are the identity, biases zero, everything else keeps the variance of what goes through it."""
+    if not tensor.is_floating_point():
+        return tensor
+    if tensor.ndim == 1:
+        return (torch.zeros if name.endswith("bias") else torch.ones)(tensor.shape, dtype=torch.float16)
+    return (torch.randn(tensor.shape, generator=generator) * tensor[0].numel() ** -0.5).half()
+
+
+def random_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: random_like(name, value) for name, value in module.state_dict().items()}
+
+
+def adapter(silent: bool = False) -> dict[str, torch.Tensor]:
+    tensors = {
+        "image_proj.proj.weight": random_like("weight", torch.empty(TOKENS * WIDTH, embed)),
+        "image_proj.proj.bias": torch.zeros(TOKENS * WIDTH),
+        "image_proj.norm.weight": torch.ones(WIDTH),
+        "image_proj.norm.bias": torch.zeros(WIDTH),
+    }
+    for layer in range(LAYERS):
+        for side in "kv":
+            is_silent = silent and side == "v" and layer == LAYERS - 1
+            weight = random_like("weight", torch.empty(CHANNELS, WIDTH))
+            tensors[f"ip_adapter.{2 * layer + 1}.to_{side}_ip.weight"] = (0.0 if is_silent else 3.0) * weight
+    return tensors
+
+
+def write(tensors: dict[str, torch.Tensor], *place: str) -> None:
+    path = models.joinpath(*place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+
+
+unet = openaimodel.UNetModel(**UNET, operations=comfy.ops.manual_cast)
+write(random_of(unet), "diffusion_models", "small.safetensors")
+write(random_of(comfy.sd1_clip.SD1ClipModel().clip_l.transformer), "text_encoders", "clip-l.safetensors")
+write(adapter(), "ipadapter", "one.safetensors")
+write(adapter(), "ipadapter", "two.safetensors")
+write(adapter(silent=True), "ipadapter", "silent.safetensors")
