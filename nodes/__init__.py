@@ -1,4 +1,4 @@
-"""The doors of ComfyUI: seven nodes, and the entrypoint that hands them over."""
+"""The doors of ComfyUI: eight nodes, and the entrypoint that hands them over."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ class MindEditExtension(ComfyExtension):
         from .instruction_optimizer import InstructionOptimizer
         from .ip_adapter_bridge import IPAdapterBridge
         from .mini_loader import MiniLoader
+        from .mllm_adapter import MLLMAdapter
         from .mllm_loader import MLLMLoader
         from .sample_scene import SampleScene
 
@@ -25,6 +26,7 @@ class MindEditExtension(ComfyExtension):
             EditSampler,
             MiniLoader,
             SampleScene,
+            MLLMAdapter,
         ]
 
 

@@ -1,15 +1,22 @@
-"""MLLM Loader: a folder under models/LLM, with the LoRA and head that MIND-Edit trained for it -> MINDEDIT_MLLM."""
+"""MLLM Loader: a folder under models/LLM, with the LoRA and head that MIND-Edit trained for it -> MINDEDIT_MLLM.
+
+It expands into two nodes, the bare MLLM and an MLLM Adapter on top. The host caches each by itself, so that another
+adapter, or none, is a patch on weights that are there already.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
-from ..mindedit_core.hosts import comfy_folders
+from ..mindedit_core.hosts import comfy_dtype, comfy_folders
 from .errors import blame
 from .schema import node_schema
 from .sockets import MLLM
 
 NODE_ID = "MindEditMLLMLoader"
+ADAPTER_NODE = "MindEditMLLMAdapter"
 
 
 class MLLMLoader(io.ComfyNode):
@@ -33,7 +40,29 @@ class MLLMLoader(io.ComfyNode):
                     options=comfy_folders.list_adapters(),
                     default=comfy_folders.MINI,
                     tooltip="LoRA and insight head trained for this model, from models/mindedit. "
-                    "'none' works without a visual insight: the text is still rewritten.",
+                    "'none' works without a visual insight: the text is still rewritten. Another one is put on the "
+                    "same weights, which are not read again.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(comfy_dtype.CHOICES),
+                    default=comfy_dtype.AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the model computes in. auto: what the weights are stored in where this device is "
+                    "fast in it, else the nearest it is fast in. The weights stay as they are stored unless you choose "
+                    "something narrower. A CPU never computes fp16: it takes fp32 then.",
+                ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=1.0,
+                    min=-2.0,
+                    max=2.0,
+                    step=0.05,
+                    round=0.001,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of the adapter's LoRA; 1 is as it was trained, 0 leaves the language model as it was.",
                 ),
             ],
             outputs=[
@@ -41,6 +70,8 @@ class MLLMLoader(io.ComfyNode):
                     "mllm", display_name="mllm", tooltip="For Instruction Optimizer and Insight Embedding."
                 )
             ],
+            hidden=[io.Hidden.unique_id],
+            enable_expand=True,
         )
 
     @classmethod
@@ -55,13 +86,30 @@ class MLLMLoader(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, model: str | None = None, adapter: str | None = None) -> list[str]:
+    def fingerprint_inputs(cls, model: str | None = None, adapter: str | None = None, **_: Any) -> list[str]:
         chosen = {"mllm": model, "adapter": None if adapter == comfy_folders.NO_ADAPTER else adapter}
         return [comfy_folders.fingerprint(kind, choice) for kind, choice in chosen.items() if choice is not None]
 
     @classmethod
-    def execute(cls, model: str, adapter: str) -> io.NodeOutput:
-        from ..mindedit_core.hosts.comfy_mllm import load_mllm
+    def execute(
+        cls, model: str, adapter: str | None = None, dtype: str = comfy_dtype.AUTO, lora_strength: float = 1.0
+    ) -> io.NodeOutput:
+        """adapter None: this is the first of the two nodes that a loader expands into."""
+        if adapter is None:
+            return cls._bare(model, dtype)
+        from ..mindedit_core.hosts.comfy_ui import in_a_row
 
-        with blame(NODE_ID, "model and adapter"):
-            return io.NodeOutput(load_mllm(model, None if adapter == comfy_folders.NO_ADAPTER else adapter))
+        row = [(NODE_ID, {"model": model, "dtype": dtype})]
+        if adapter != comfy_folders.NO_ADAPTER:
+            row.append((ADAPTER_NODE, {"adapter": adapter, "lora_strength": lora_strength}))
+        mllm, graph = in_a_row("mllm", row)
+        return io.NodeOutput(mllm, expand=graph)
+
+    @classmethod
+    def _bare(cls, model: str, dtype: str) -> io.NodeOutput:
+        from ..mindedit_core.hosts.comfy_mllm_loading import describe, load_mllm
+        from ..mindedit_core.hosts.comfy_ui import say, seen_node
+
+        with blame(NODE_ID, "model and dtype"):
+            say(seen_node(cls.hidden.unique_id), describe(model, dtype))
+            return io.NodeOutput(load_mllm(model, None, dtype))

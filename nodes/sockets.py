@@ -26,7 +26,8 @@ class Sockets(NamedTuple):
 
 
 NODES = {
-    "MindEditMLLMLoader": Sockets("MLLM Loader", ("model", "adapter"), ("mllm",)),
+    "MindEditMLLMLoader": Sockets("MLLM Loader", ("model", "adapter", "dtype", "lora_strength"), ("mllm",)),
+    "MindEditMLLMAdapter": Sockets("MLLM Adapter", ("mllm", "adapter", "lora_strength"), ("mllm",)),
     "MindEditInstructionOptimizer": Sockets(
         "Instruction Optimizer",
         ("mllm", "image", "instruction", "seed", "max_new_tokens", "temperature"),

@@ -190,14 +190,6 @@ def module_bytes(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The stored dtype where the device is fast in it, else fp32; never fp16 on a CPU, a hundred times slower there."""
-    fast = {torch.float16: mm.should_use_fp16, torch.bfloat16: mm.should_use_bf16}
-    if mm.is_device_cpu(device) or stored not in fast or not fast[stored](device):
-        return torch.float32
-    return stored
-
-
 def stored_in(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Parameters in `dtype`, ties kept; buffers (rotary frequencies, position ids) as they are."""
     for parameter in module.parameters():

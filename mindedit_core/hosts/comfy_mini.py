@@ -52,7 +52,7 @@ class MiniParts(NamedTuple):
 
 def load_mini(painter: str = "inpaint") -> MiniParts:
     """All parts of the built-in mini. painter: "inpaint" (2C + 1 channels in) or "img2img" (C channels in)."""
-    from .comfy_mllm import load_mllm
+    from .comfy_mllm_loading import load_mllm
 
     folder = require_files(mini_folder(), painter)
     vae = load_vae(folder / "autoencoder.safetensors")

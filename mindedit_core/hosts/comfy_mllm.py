@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoint import read_shapes
 from ..contracts import Insight, Interrupted, Plan
-from ..prompts import token_counter
 from ..regions import region_mask
 from ..tensors import image_key
-from .comfy_folders import MINI, NO_ADAPTER, resolve_adapter, resolve_mllm
-from .comfy_managed import Box, compute_dtype, manage, stored_in, to_intermediate, unmanaged
+from .comfy_managed import Box, manage, to_intermediate, unmanaged
 
 log = logging.getLogger(__name__)
 
@@ -42,68 +40,22 @@ class PlanBatch(tuple):
     note = property(lambda self: "; ".join(dict.fromkeys(plan.note for plan in self if plan.note)))
 
 
-# Loading -------------------------------------------------------------------------------------------------------------
-
-
-def load_mllm(choice: str, adapter_choice: str | None = NO_ADAPTER) -> ManagedMLLM:
-    """The MLLM and the adapter of two combo values.
-
-    The mini comes with its own adapter unless another is chosen; None: without any. Raises FileNotFoundError,
-    CheckpointError and Misfit (ValueErrors) that say what was found and what to do.
-    """
-    if choice == MINI and adapter_choice == NO_ADAPTER:
-        adapter_choice = MINI
-    adapter = None if adapter_choice in (None, NO_ADAPTER) else resolve_adapter(adapter_choice)
-    return from_paths(resolve_mllm(choice), adapter, mllm_id="mini" if choice == MINI else None)
-
-
-def from_paths(folder: Path, adapter: Path | None = None, mllm_id: str | None = None) -> ManagedMLLM:
-    """As `load_mllm`, from a model folder and an adapter file. Weights stay in the dtype they are stored in."""
-    from ..backbones.llava_loading import MINI_WEIGHTS, stored_dtype
-    from ..backbones.llava_onevision import LlavaOnevision
-
-    weights = folder / MINI_WEIGHTS
-    is_mini = weights.is_file()
-    read_shapes(weights if is_mini else folder)  # every shard is there and whole
-    stored = stored_dtype(weights if is_mini else folder)
-    options = {} if mllm_id is None else {"mllm_id": mllm_id}
-    # the mini is read in fp32 and then stored in its own dtype: casting the whole module would round its buffers too
-    core = LlavaOnevision.from_folder(folder, torch.float32 if is_mini else stored, **options)
-    if is_mini:
-        stored_in(core.model, stored)
-    if adapter is not None:
-        core.attach(adapter, merge=False)
-    counter = token_counter(core.tokenizer) if is_mini else clip_counter()  # the mini's CLIP has the same tokenizer
-    return ManagedMLLM(core, torch.float32 if is_mini else None, counter)
-
-
-def clip_counter() -> Callable[[str], int]:
-    """Length of a text for CLIP-L, start and end token included, by the host's own tokenizer."""
-    from comfy.sd1_clip import SDTokenizer
-
-    return token_counter(SDTokenizer().tokenizer)
-
-
 class ManagedMLLM:
     """What the MINDEDIT_MLLM socket carries.
 
     core: the LlavaOnevision;  patcher: the host's ModelPatcher around its weights, the LoRA among its patches
     head_patcher: that of the VisionHead, None without one; a plan that carries its states needs no more than this
+    bare: of one `with_adapter`, the same without;  dtype: of what is computed
     """
 
     def __init__(
-        self, core: Any, dtype: torch.dtype | None = None, count_tokens: Callable[[str], int] | None = None
+        self, core: Any, dtype: torch.dtype = torch.float32, count_tokens: Callable[[str], int] | None = None
     ) -> None:
         device = mm.text_encoder_device()
-        stored = next(core.model.parameters()).dtype
-        self.count_tokens = count_tokens
-        self.core, self.dtype = core, dtype or compute_dtype(stored, device)
-        self.patcher = manage(Box(self.dtype, mllm=core.model), device, mm.text_encoder_offload_device())
+        self.core, self.dtype, self.count_tokens = core, dtype, count_tokens
+        self.patcher = self._managed(**{MLLM: core.model})
         self.head_patcher = None
-        if core.head is not None:
-            self.head_patcher = manage(Box(self.dtype, head=core.head), device, mm.text_encoder_offload_device())
-        if core.adapter is not None:
-            self.patcher.add_patches(lora_patches(core.adapter))
+        self.bare = None
         if outside := unmanaged(self.patcher.model):
             log.warning("%d parameters of %s cannot be offloaded, first: %s", len(outside), self.name, outside[0])
         core.device, core.dtype, core.states_device = device, self.dtype, mm.intermediate_device()
@@ -115,6 +67,26 @@ class ManagedMLLM:
     @property
     def has_head(self) -> bool:
         return self.head_patcher is not None
+
+    def with_adapter(self, adapter: Path | None, strength: float = 1.0) -> ManagedMLLM:
+        """The same weights, under the LoRA and with the head of another adapter file; None: without any.
+
+        Nothing of the MLLM is read or copied, and `self` stays as it is: the host patches the weights in place when
+        the one or the other is used. strength: of the LoRA. Raises CheckpointError, Misfit.
+        """
+        bare = self.bare or self
+        if adapter is None:
+            return bare
+        other = copy(bare)
+        other.bare, other.core = bare, bare.core.sharing(adapter, strength)
+        other.patcher = bare.patcher.clone()
+        other.patcher.add_patches(lora_patches(other.core.adapter), strength)
+        if other.core.head is not None:
+            other.head_patcher = self._managed(head=other.core.head)
+        return other
+
+    def _managed(self, **parts: Any) -> Any:
+        return manage(Box(self.dtype, **parts), mm.text_encoder_device(), mm.text_encoder_offload_device())
 
     def get_ram_usage(self) -> int:
         return sum(patcher.model_size() for patcher in (self.patcher, self.head_patcher) if patcher is not None)

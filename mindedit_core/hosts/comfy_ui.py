@@ -1,9 +1,9 @@
-"""What a node shows while and after it runs: text on the node, and outputs that are blocked with a reason."""
+"""What a node shows or becomes while it runs: text on the node, outputs blocked with a reason, nodes in its place."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -13,6 +13,11 @@ def say(node_id: str | None, text: str) -> None:
     server = getattr(getattr(module, "PromptServer", None), "instance", None)
     if node_id and server is not None:
         server.send_progress_text(text, node_id)
+
+
+def seen_node(node_id: str | None) -> str | None:
+    """The node of the user's graph that a node belongs to: one that an expansion made has an id such as `7.0.0.1`."""
+    return node_id.partition(".")[0] if node_id else node_id
 
 
 def stream_to(node_id: str | None) -> Callable[[str, int], None]:
@@ -25,6 +30,16 @@ def stream_to(node_id: str | None) -> Callable[[str, int], None]:
             say(node_id, "".join(written))
 
     return on_token
+
+
+def in_a_row(socket: str, nodes: Sequence[tuple[str, dict[str, Any]]]) -> tuple[list, dict]:
+    """What a node expands into: (type, inputs) each, fed in `socket` by the one before. (link of the result, graph)."""
+    from comfy_execution.graph_utils import GraphBuilder
+
+    graph, link = GraphBuilder(), None
+    for kind, inputs in nodes:
+        link = graph.node(kind, **inputs, **({} if link is None else {socket: link})).out(0)
+    return link, graph.finalize()
 
 
 def blocked(message: str) -> Any:

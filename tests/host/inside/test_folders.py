@@ -11,10 +11,12 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
+from tiny_llava import write_llava  # tests/host, which conftest.py puts on the path
 
 from mindedit_core.checkpoint import CheckpointError, save_checkpoint
-from mindedit_core.hosts import comfy_folders, comfy_mllm
+from mindedit_core.hosts import comfy_folders
 from mindedit_core.hosts.comfy_folders import MINI, NO_ADAPTER
+from mindedit_core.hosts.comfy_mllm_loading import from_paths
 
 
 @pytest.fixture
@@ -138,28 +140,13 @@ def test_a_pickle_is_refused_with_the_command_to_run(kind, word, models):
 @pytest.fixture(scope="module")
 def published(tiny_parts, tmp_path_factory):
     """A LLaVA-OneVision folder in the published layout, bf16 and sharded, as `save_pretrained` writes it."""
-    import copy
-
-    from transformers import PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("published")
-    model = copy.deepcopy(tiny_parts["mllm"]).to(torch.bfloat16)
-    model.save_pretrained(folder, max_shard_size="60KB")
-    tokenizer: PreTrainedTokenizerFast = tiny_parts["tokenizer"]
-    tokenizer.save_pretrained(folder)
-    template = "{% for m in messages %}<|user|>{% for p in m['content'] %}"
-    template += (
-        "{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}{% endfor %}<|end|>{% endfor %}"
-    )
-    (folder / "chat_template.jinja").write_text(template + "<|assistant|>")
-    assert len(list(folder.glob("*.safetensors"))) > 1
-    return folder
+    return write_llava(tmp_path_factory.mktemp("published"), tiny_parts)
 
 
 def test_a_published_folder_is_read_in_its_stored_dtype(published, generator):
     from mindedit_core.hosts.comfy_managed import unmanaged
 
-    mllm = comfy_mllm.from_paths(published)
+    mllm = from_paths(published)
     assert {parameter.dtype for parameter in mllm.core.model.parameters()} == {torch.bfloat16}
     assert mllm.dtype == torch.float32 and not mllm.has_head
     assert unmanaged(mllm.patcher.model) == []
@@ -173,12 +160,12 @@ def test_missing_shards_and_truncated_files_are_named(published, tmp_path):
     shard = sorted(broken.glob("*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(CheckpointError, match=f"lacks 1 of .* shards .* first: {shard.name}"):
-        comfy_mllm.from_paths(broken)
+        from_paths(broken)
     broken = shutil.copytree(published, tmp_path / "truncated")
     shard = sorted(broken.glob("*.safetensors"))[0]
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="not a complete safetensors file"):
-        comfy_mllm.from_paths(broken)
+        from_paths(broken)
 
 
 def test_a_truncated_ip_adapter_is_named(mini_folder, tmp_path):
@@ -200,7 +187,7 @@ def test_a_truncated_ip_adapter_is_named(mini_folder, tmp_path):
 
 def test_importing_the_hosts_brings_in_nothing_heavy():
     """In a fresh process: no diffusers, no model code, no picture of the world is drawn."""
-    hosts = "comfy_adapter, comfy_folders, comfy_managed, comfy_mini, comfy_mllm, comfy_sampler, comfy_text"
+    hosts = "comfy_adapter, comfy_folders, comfy_managed, comfy_mini, comfy_mllm_loading, comfy_sampler, comfy_text"
     code = (
         "import sys; sys.path[:0] = [sys.argv[1]]; sys.path.append(sys.argv[2]);"
         f"from comfy.cli_args import args; args.cpu = True; from mindedit_core.hosts import {hosts};"

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from mindedit_core.hosts import comfy_folders, comfy_managed
 from mindedit_core.hosts.comfy_adapter import attach, cross_attentions, load_adapter
-from mindedit_core.hosts.comfy_mllm import load_mllm
+from mindedit_core.hosts.comfy_mllm_loading import load_mllm
 from mindedit_core.hosts.comfy_sampler import edit_sample
 from mindedit_core.hosts.comfy_text import encode_prompt
 from mindedit_core.tensors import pad_to_multiple

@@ -16,7 +16,8 @@ from mindedit_core.contracts import Misfit, Plan, Region
 from mindedit_core.designers.self_mllm import SelfMLLM
 from mindedit_core.hosts import comfy_managed, comfy_mllm
 from mindedit_core.hosts.comfy_folders import MINI, NO_ADAPTER
-from mindedit_core.hosts.comfy_mllm import PlanBatch, embeds, load_mllm, region_masks
+from mindedit_core.hosts.comfy_mllm import PlanBatch, embeds, region_masks
+from mindedit_core.hosts.comfy_mllm_loading import from_paths, load_mllm
 
 WISH = "make the small red cat big"
 
@@ -82,11 +83,6 @@ def test_on_a_cpu_everything_is_computed_in_fp32(mllm, image):
     assert dtypes == {torch.float32}
 
 
-@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_cpu_never_computes_in_half_precision(stored):
-    assert comfy_managed.compute_dtype(stored, torch.device("cpu")) == torch.float32
-
-
 def test_the_size_counts_tied_weights_once(mllm):
     model = mllm.core.model
     parameters = {id(parameter): parameter.numel() * 2 for parameter in model.parameters()}
@@ -110,7 +106,7 @@ def test_the_models_live_no_longer_than_the_socket_value(mini_folder, image):
 
 def test_the_lora_on_equals_the_headless_merge_and_off_is_bit_exact(mllm, mini_folder):
     adapter = lora.read_adapter(mini_folder / "mind_edit.safetensors")
-    plain = load_mllm(MINI, None).core.model
+    plain = from_paths(mini_folder).core.model
     before = {name: parameter.clone() for name, parameter in plain.state_dict().items()}
     lora.merge(plain, adapter.pairs)
     mm.load_models_gpu([mllm.patcher])
@@ -127,7 +123,7 @@ def test_the_lora_on_equals_the_headless_merge_and_off_is_bit_exact(mllm, mini_f
 def test_the_lora_is_summed_in_fp32_wherever_the_host_would_sum_in_fp16(mllm, mini_folder, monkeypatch):
     """On a GPU the host would merge in fp16: the boxes' weights convert to fp32 for the sum."""
     adapter = lora.read_adapter(mini_folder / "mind_edit.safetensors")
-    plain = load_mllm(MINI, None).core.model
+    plain = from_paths(mini_folder).core.model
     lora.merge(plain, adapter.pairs)
     mllm.patcher.detach()
     monkeypatch.setattr(mm, "lora_compute_dtype", lambda _device: torch.float16)
@@ -302,7 +298,7 @@ def test_an_adapter_of_another_mllm_is_refused(mini_folder, tmp_path):
     path = tmp_path / "other.safetensors"
     lora.save_adapter(path, adapter.pairs, adapter.head, {**adapter.config, "hidden_size": 896})
     with pytest.raises(Misfit, match="hidden_size 896"):
-        comfy_mllm.from_paths(mini_folder, path)
+        from_paths(mini_folder, path)
 
 
 # Regions and embeds --------------------------------------------------------------------------------------------------

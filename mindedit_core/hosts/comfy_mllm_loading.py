@@ -1,0 +1,105 @@
+"""An MLLM from disk under the host's management: read once, in the user's dtype, as long as any node holds it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import comfy.model_management as mm
+import torch
+
+from ..checkpoint import read_shapes
+from ..prompts import token_counter
+from .comfy_dtype import AUTO, Precision, precision
+from .comfy_folders import MINI, NO_ADAPTER, fingerprint, resolve_adapter, resolve_mllm
+from .comfy_managed import stored_in
+from .comfy_mllm import ManagedMLLM
+
+log = logging.getLogger(__name__)
+
+ALIVE: WeakValueDictionary[tuple[str, ...], ManagedMLLM] = WeakValueDictionary()  # holds nothing: node outputs do
+
+
+def load_mllm(
+    choice: str, adapter_choice: str | None = NO_ADAPTER, dtype: str = AUTO, strength: float = 1.0
+) -> ManagedMLLM:
+    """The MLLM and the adapter of two combo values, in a dtype of `comfy_dtype.CHOICES`.
+
+    The mini comes with its own adapter unless another is chosen; None: without any. The weights are read once as long
+    as anything that came from here is alive. Raises FileNotFoundError, CheckpointError and Misfit (ValueErrors) that
+    say what was found and what to do.
+    """
+    if choice == MINI and adapter_choice == NO_ADAPTER:
+        adapter_choice = MINI
+    bare = _shared(choice, dtype)
+    return bare if adapter_choice is None else adapted(bare, adapter_choice, strength)
+
+
+def adapted(mllm: ManagedMLLM, adapter_choice: str, strength: float = 1.0) -> ManagedMLLM:
+    """The same MLLM with the adapter of a combo value in place of its own; NO_ADAPTER: without any."""
+    return mllm.with_adapter(None if adapter_choice == NO_ADAPTER else resolve_adapter(adapter_choice), strength)
+
+
+def _shared(choice: str, dtype: str) -> ManagedMLLM:
+    """The MLLM of a choice without an adapter: the one that is there already, if the files have not changed."""
+    folder = resolve_mllm(choice)
+    key = (str(folder), fingerprint("mllm", choice), dtype)
+    if (found := ALIVE.get(key)) is None:
+        found = ALIVE[key] = from_paths(folder, mllm_id="mini" if choice == MINI else None, dtype=dtype)
+    return found
+
+
+def from_paths(
+    folder: Path, adapter: Path | None = None, mllm_id: str | None = None, dtype: str = AUTO
+) -> ManagedMLLM:
+    """As `load_mllm`, from a model folder and an adapter file, read anew."""
+    from ..backbones.llava_loading import MINI_WEIGHTS
+    from ..backbones.llava_onevision import LlavaOnevision
+
+    is_mini = (folder / MINI_WEIGHTS).is_file()
+    chosen = precision_of(folder, dtype)
+    log.info("reading %s: %s", folder, chosen)
+    options = {} if mllm_id is None else {"mllm_id": mllm_id}
+    # the mini is read in fp32 and then stored in its own dtype: casting the whole module would round its buffers too
+    core = LlavaOnevision.from_folder(folder, torch.float32 if is_mini else chosen.kept, **options)
+    if is_mini:
+        stored_in(core.model, chosen.kept)
+    counter = token_counter(core.tokenizer) if is_mini else clip_counter()  # the mini's CLIP has the same tokenizer
+    bare = ManagedMLLM(core, chosen.compute, counter)
+    return bare if adapter is None else bare.with_adapter(adapter)
+
+
+def precision_of(folder: Path, dtype: str = AUTO) -> Precision:
+    """How an MLLM's folder will be kept and computed here, from the headers alone: every shard is there and whole.
+
+    The mini is small enough to be computed in fp32 everywhere, unless another dtype was chosen.
+    """
+    from ..backbones.llava_loading import MINI_WEIGHTS, stored_dtype
+
+    weights = folder / MINI_WEIGHTS
+    is_mini = weights.is_file()
+    read_shapes(weights if is_mini else folder)
+    stored = stored_dtype(weights if is_mini else folder)
+    if is_mini and dtype == AUTO:
+        return Precision(torch.float32, stored, "it is small")
+    return precision(dtype, stored, mm.text_encoder_device())
+
+
+def describe(choice: str, dtype: str = AUTO) -> str:
+    """What the user should know before a wait: `0.9 B parameters, weights kept in bf16, computed in fp32: why`."""
+    from ..backbones.llava_loading import MINI_WEIGHTS
+
+    folder = resolve_mllm(choice)
+    weights = folder / MINI_WEIGHTS
+    shapes = read_shapes(weights if weights.is_file() else folder)
+    count = sum(torch.Size(shape).numel() for shape in shapes.values())
+    return f"{count / 1e9:.1f} B parameters, {precision_of(folder, dtype)}"
+
+
+def clip_counter() -> Callable[[str], int]:
+    """Length of a text for CLIP-L, start and end token included, by the host's own tokenizer."""
+    from comfy.sd1_clip import SDTokenizer
+
+    return token_counter(SDTokenizer().tokenizer)
