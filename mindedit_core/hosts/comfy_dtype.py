@@ -13,13 +13,14 @@ import torch
 
 AUTO = "auto"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CHOICES = (AUTO, *DTYPES)
+FP8 = "fp8_e4m3fn"  # of the matrices in memory, as the host's own loaders call it; never computed in
+CHOICES = (AUTO, *DTYPES, FP8)
 FAST = {torch.float16: "should_use_fp16", torch.bfloat16: "should_use_bf16"}  # what the host is asked
 
 
 @dataclass(frozen=True)
 class Precision:
-    """compute: of activations;  kept: of the weights in memory;  why: for the user, in half a sentence."""
+    """compute: of activations;  kept: of the weights in memory, fp8 of its matrices only;  why: for the user, short."""
 
     compute: torch.dtype
     kept: torch.dtype
@@ -31,7 +32,7 @@ class Precision:
 
 def short(dtype: torch.dtype) -> str:
     """`fp32` and the like, as the widget calls it."""
-    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype).removeprefix("torch."))
+    return next((name for name, known in DTYPES.items() if known == dtype), FP8)
 
 
 def precision(choice: str, stored: torch.dtype, device: torch.device) -> Precision:
@@ -39,6 +40,8 @@ def precision(choice: str, stored: torch.dtype, device: torch.device) -> Precisi
     if choice == AUTO:
         compute, why = host_choice(stored, device)
         return Precision(compute, stored, why)
+    if choice == FP8:
+        return Precision(host_choice(stored, device)[0], torch.float8_e4m3fn, "half the memory, and less exact")
     if choice not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(CHOICES)}, got {choice!r}; choose one of them")
     if mm.is_device_cpu(device):

@@ -15,6 +15,7 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
 import torch
+from comfy.float import stochastic_rounding
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -48,8 +49,9 @@ class Linear(_Cast, ops.Linear):
     def set_weight(
         self, weight: Tensor, inplace_update: bool = False, seed: int | None = None, return_weight: bool = False, **_
     ) -> Tensor | None:
-        """Put the sum in place, in the stored dtype."""
-        weight = weight.to(self.weight.dtype)
+        """Put the sum in place, in the stored dtype; fp8 by chance, as the host does, or a small LoRA would be lost."""
+        is_fp8 = self.weight.dtype.itemsize == 1
+        weight = stochastic_rounding(weight, self.weight.dtype, seed or 0) if is_fp8 else weight.to(self.weight.dtype)
         if return_weight:
             return weight
         if inplace_update:
@@ -200,6 +202,14 @@ def stored_in(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 def stored_dtype(module: nn.Module) -> torch.dtype:
     """Of the largest parameter."""
     return max(module.parameters(), key=lambda parameter: parameter.numel()).dtype
+
+
+def matrices_in(module: nn.Module, dtype: torch.dtype, apart: nn.Module | None = None) -> nn.Module:
+    """Weights of Linear layers in `dtype`, one after the other; `apart` and all else as it is."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear) and part is not apart:
+            part.weight.data = part.weight.data.to(dtype)
+    return module
 
 
 def to_intermediate(x: Tensor | None) -> Tensor | None:

@@ -14,7 +14,7 @@ from ..checkpoint import read_shapes
 from ..prompts import token_counter
 from .comfy_dtype import AUTO, Precision, precision
 from .comfy_folders import MINI, NO_ADAPTER, fingerprint, resolve_adapter, resolve_mllm
-from .comfy_managed import stored_in
+from .comfy_managed import matrices_in, stored_in
 from .comfy_mllm import ManagedMLLM
 
 log = logging.getLogger(__name__)
@@ -63,9 +63,13 @@ def from_paths(
     log.info("reading %s: %s", folder, chosen)
     options = {} if mllm_id is None else {"mllm_id": mllm_id}
     # the mini is read in fp32 and then stored in its own dtype: casting the whole module would round its buffers too
-    core = LlavaOnevision.from_folder(folder, torch.float32 if is_mini else chosen.kept, **options)
+    is_fp8, stored = chosen.kept.itemsize == 1, precision_of(folder).kept
+    kept = stored if is_fp8 else chosen.kept
+    core = LlavaOnevision.from_folder(folder, torch.float32 if is_mini else kept, **options)
     if is_mini:
-        stored_in(core.model, chosen.kept)
+        stored_in(core.model, kept)
+    if is_fp8:
+        matrices_in(core.model, chosen.kept, apart=core.model.get_output_embeddings())
     counter = token_counter(core.tokenizer) if is_mini else clip_counter()  # the mini's CLIP has the same tokenizer
     bare = ManagedMLLM(core, chosen.compute, counter)
     return bare if adapter is None else bare.with_adapter(adapter)

@@ -6,10 +6,12 @@ import comfy.model_management as mm
 import pytest
 import torch
 
-from mindedit_core.hosts.comfy_dtype import AUTO, CHOICES, DTYPES, precision
+from mindedit_core.contracts import Plan
+from mindedit_core.hosts.comfy_dtype import AUTO, DTYPES, FP8, precision
 from mindedit_core.hosts.comfy_folders import MINI
 from mindedit_core.hosts.comfy_mllm_loading import describe, load_mllm
 
+STRENGTH = 0.02
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -26,7 +28,7 @@ def gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("stored", [FP32, BF16, FP16])
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", [AUTO, *DTYPES])
 def test_a_cpu_keeps_what_is_stored_and_never_computes_fp16(choice, stored):
     chosen = precision(choice, stored, CPU)
     assert chosen.kept == stored
@@ -64,8 +66,8 @@ def test_a_choice_holds_and_never_widens_what_is_kept(gpu, choice, stored, kept)
 
 
 def test_an_unknown_choice_lists_the_known_ones():
-    with pytest.raises(ValueError, match="auto, fp32, bf16, fp16, got 'fp8'"):
-        precision("fp8", BF16, CPU)
+    with pytest.raises(ValueError, match="auto, fp32, bf16, fp16, fp8_e4m3fn, got 'int4'"):
+        precision("int4", BF16, CPU)
 
 
 @pytest.mark.parametrize(("choice", "computed"), [("auto", FP32), ("fp32", FP32), ("bf16", BF16), ("fp16", FP32)])
@@ -84,3 +86,43 @@ def test_every_leaf_computes_in_the_chosen_dtype(choice, computed, generator):
     assert {parameter.dtype for parameter in mllm.core.model.parameters()} == {FP16}
     assert torch.isfinite(insight.image_embeds).all()
     assert "weights kept in fp16, computed in " in describe(MINI, choice)
+
+
+# fp8 in memory -------------------------------------------------------------------------------------------------------
+
+
+def test_fp8_keeps_the_matrices_in_one_byte_and_computes_as_ever(generator):
+    """The text head, embeddings, norms and convolutions stay; the states lie near those of the stored weights."""
+    fp8, whole = load_mllm(MINI, dtype=FP8), load_mllm(MINI)
+    head, saved = fp8.core.model.get_output_embeddings(), 0
+    for name, module in fp8.core.model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            is_matrix = isinstance(module, torch.nn.Linear) and module is not head and parameter.ndim == 2
+            assert parameter.dtype == (torch.float8_e4m3fn if is_matrix else FP16), name
+            saved += parameter.numel() if is_matrix else 0
+    assert whole.patcher.model_size() - fp8.patcher.model_size() == saved > 0
+    image = torch.rand(1, 64, 64, 3, generator=generator)
+    states = [each.encode(image, Plan("add", "red cat")).hidden for each in (fp8, whole)]
+    assert states[0].dtype == FP32
+    assert torch.cosine_similarity(*states, dim=-1).min() > 0.98
+    assert "weights kept in fp8_e4m3fn, computed in fp32" in describe(MINI, FP8)
+
+
+def test_a_lora_on_fp8_is_rounded_by_chance_and_comes_off_bit_for_bit():
+    """A LoRA far below a step of fp8 is there on the average: rounding to the nearest would lose it."""
+    mllm, bare = load_mllm(MINI, dtype=FP8, strength=STRENGTH), load_mllm(MINI, None, FP8)
+    mm.load_models_gpu([bare.patcher])
+    before = {name: value.clone() for name, value in bare.core.model.state_dict().items()}
+    mm.load_models_gpu([mllm.patcher])
+    added, wanted = [], []
+    for module, pair in mllm.core.adapter.pairs.items():
+        weight = mllm.core.model.get_submodule(module).weight
+        assert weight.dtype == torch.float8_e4m3fn
+        added.append((weight.float() - before[f"{module}.weight"].float()).flatten())
+        wanted.append(pair.delta(strength=STRENGTH).flatten())
+    added, wanted = torch.cat(added), torch.cat(wanted)
+    assert (added == 0).float().mean() > 0.5, "the LoRA is too strong for this test"
+    assert 0.7 < float(added @ wanted / (wanted @ wanted)) < 1.3
+    mm.load_models_gpu([bare.patcher])
+    after = bare.core.model.state_dict()
+    assert all(torch.equal(value.view(torch.uint8), after[name].view(torch.uint8)) for name, value in before.items())
