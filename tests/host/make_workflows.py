@@ -249,11 +249,11 @@ def full_size(note: str, checkpoint: File, adapter: File, wish: str, sampling: d
         nodes={
             "note": Node("MarkdownNote", (0, 110), (420, 640), widgets={"text": note}),
             "mllm": Node(
-                "MindEditMLLMLoader", (500, 110), (320, 90), widgets={"model": MLLM_FOLDER, "adapter": "none"}
+                "MindEditMLLMLoader", (500, 110), (320, 130), widgets={"model": MLLM_FOLDER, "adapter": "none"}
             ),
             "checkpoint": Node(
                 "CheckpointLoaderSimple",
-                (500, 250),
+                (500, 280),
                 (320, 100),
                 widgets={"ckpt_name": checkpoint.name},
                 models=checkpoint.models,
