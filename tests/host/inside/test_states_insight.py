@@ -10,7 +10,8 @@ from mindedit_core.backbones.llava_onevision import NO_NEGATIVE, LlavaOnevision
 from mindedit_core.backbones.states_head import StatesHead
 from mindedit_core.contracts import Plan
 from mindedit_core.hosts.comfy_managed import unmanaged
-from mindedit_core.hosts.comfy_mllm import embeds, from_paths
+from mindedit_core.hosts.comfy_mllm import embeds
+from mindedit_core.hosts.comfy_mllm_loading import from_paths
 
 STATES, WIDTH = 17, 32
 SPACE = {"name": "tiny-clip", "dim": WIDTH}
