@@ -52,7 +52,7 @@ def image_processor_for(config: Any) -> Any:
 def to_pixels(image: Tensor | np.ndarray) -> np.ndarray:
     """A picture float[B, H, W, C] in 0..1, or uint8 already, as uint8[B, H, W, 3]; alpha is laid over white."""
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(image)
+        image = torch.from_numpy(image if image.flags.writeable else image.copy())
     check_shape("image", image, "b h w c")
     if image.dtype == torch.uint8:
         return image.cpu().numpy()

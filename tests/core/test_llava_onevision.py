@@ -5,6 +5,7 @@ import doctest
 import json
 import re
 import shutil
+import warnings
 from collections import Counter
 from types import SimpleNamespace
 
@@ -806,3 +807,12 @@ def test_region_lines_are_part_of_the_training_answer(mllm, images):
     batch = mllm.training_batch(images[:1], ["add"], [answer])
     written = batch["labels"][batch["labels"] != hf_vlm.IGNORED]
     assert mllm.tokenizer.decode(written, skip_special_tokens=True).strip() == answer
+
+
+def test_pictures_that_may_not_be_written_are_read_without_a_warning(mllm):
+    """As Pillow hands them out, and memory maps do."""
+    picture = np.zeros((1, TILE, TILE, 3), np.uint8)
+    picture.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(mllm.picture_features(picture)) == mllm.image_tokens(picture)
