@@ -25,14 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mindedit_core.backbones.hf_vlm import IGNORED, language_model
+from mindedit_core.backbones.llava_loading import fingerprint
 from mindedit_core.backbones.llava_onevision import AnswerPass, LlavaOnevision
 from mindedit_core.backbones.lora import Adapter, read_adapter, save_adapter
-from mindedit_core.backbones.mini_tokenizer import load_tokenizer
 from mindedit_core.backbones.states_head import StatesHead
 from mindedit_core.backbones.vision_head import VisionHead
 from mindedit_core.contracts import GLOBAL
 from mindedit_core.losses import insight_loss
-from mindedit_core.model_files import load_model
 from train.clip_target import ClipTarget, Sort, clip_target
 from train.config import Training, read_config
 from train.encoding import Encoder, Part
@@ -185,9 +184,11 @@ def parts_of(mllm: LlavaOnevision, target: ClipTarget, config: MindEdit) -> list
     def embedding(record: EditRecord) -> dict[str, Tensor]:
         return {"target": target(record.target[None])[0]}
 
-    reading = f"{mllm.base_id} {mllm.base_template} {mllm.max_side} {size}"
+    inner = mllm.model.model
+    seeing = f"{fingerprint(inner.vision_tower)} {fingerprint(inner.multi_modal_projector)} {mllm.max_side} {size}"
+    reading = f"{mllm.base_id} {len(mllm.tokenizer)} {mllm.base_template} {mllm.max_side}"
     return [
-        Part("picture", reading, lambda record: pixels(record.source), picture),
+        Part("picture", seeing, lambda record: pixels(record.source), picture),
         Part("tokens", f"{reading} {config.variant == 'insight'}", texts, tokens),
         Part("target", target.settings, lambda record: pixels(record.target), embedding),
     ]
@@ -215,10 +216,7 @@ def load_mllm(config: MindEdit) -> LlavaOnevision:
     if config.mllm != MINI:
         dtype = getattr(torch, config.mllm_dtype)
         return LlavaOnevision.from_folder(config.mllm, dtype, device=device(), max_side=config.max_side)
-    model = load_model(config.weights / "mllm.safetensors")
-    longest = model.config.text_config.max_position_embeddings
-    words = load_tokenizer(config.weights / "tokenizer.json", model_max_length=longest)
-    return LlavaOnevision(model.to(device()), words, template="mini", mllm_id=MINI)
+    return LlavaOnevision.from_folder(config.weights, torch.float32, device=device(), mllm_id=MINI)
 
 
 def train_one(config: MindEdit) -> None:

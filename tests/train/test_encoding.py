@@ -115,6 +115,19 @@ def test_a_target_of_any_size_is_brought_to_that_of_clip(student):
     assert alike > 0.95 and torch.equal(student.target(picture[None]), student.target(picture[None].copy()))
 
 
+def test_a_retrained_tower_encodes_its_pictures_again_and_nothing_else(student):
+    def keys(pupil):
+        return {name: part.key(RECORDS[0]) for name, part in pupil.encoder.parts.items()}
+
+    mllm = load_mllm(PLAN)
+    with torch.no_grad():
+        next(mllm.model.model.vision_tower.parameters()).add_(1)
+    other = keys(Student(mllm, clip_target("mini", PLAN, None), PLAN))
+    own = keys(student)
+    assert own == keys(Student(load_mllm(PLAN), clip_target("mini", PLAN, None), PLAN))
+    assert [name for name in own if own[name] != other[name]] == ["picture"]
+
+
 def losses_of(folder) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{name: line[name] for name in ("text", "insight")} for line in lines if "text" in line]
