@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..mindedit_core.hosts import comfy_folders
+from .adapter_sockets import lora_strength, mllm_output
 from .errors import blame
 from .schema import node_schema
 from .sockets import MLLM
@@ -32,32 +33,15 @@ class MLLMAdapter(io.ComfyNode):
                     tooltip="LoRA and insight head trained for this model, from models/mindedit, in place of those it "
                     "has. 'none' takes them off.",
                 ),
-                io.Float.Input(
-                    "lora_strength",
-                    default=1.0,
-                    min=-2.0,
-                    max=2.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="Of the adapter's LoRA; 1 is as it was trained, 0 leaves the language model as it was.",
-                ),
+                lora_strength(),
             ],
-            outputs=[
-                io.Custom(MLLM).Output(
-                    "mllm", display_name="mllm", tooltip="For Instruction Optimizer and Insight Embedding."
-                )
-            ],
+            outputs=[mllm_output()],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def validate_inputs(cls, adapter: str | None = None) -> bool | str:
-        try:
-            if adapter not in (None, comfy_folders.NO_ADAPTER):  # None: it comes through a link
-                comfy_folders.resolve_adapter(adapter)
-        except (FileNotFoundError, ValueError) as error:
-            return str(error)
-        return True
+        return comfy_folders.problem(adapter=adapter) or True
 
     @classmethod
     def fingerprint_inputs(cls, adapter: str | None = None, **_: Any) -> str:

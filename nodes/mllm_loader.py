@@ -11,9 +11,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..mindedit_core.hosts import comfy_dtype, comfy_folders
+from .adapter_sockets import lora_strength, mllm_output
 from .errors import blame
 from .schema import node_schema
-from .sockets import MLLM
 
 NODE_ID = "MindEditMLLMLoader"
 ADAPTER_NODE = "MindEditMLLMAdapter"
@@ -54,37 +54,16 @@ class MLLMLoader(io.ComfyNode):
                     "something narrower. A CPU never computes fp16: it takes fp32 then. fp8_e4m3fn keeps the matrices "
                     "in half the memory of fp16 and computes as auto does.",
                 ),
-                io.Float.Input(
-                    "lora_strength",
-                    default=1.0,
-                    min=-2.0,
-                    max=2.0,
-                    step=0.05,
-                    round=0.001,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Of the adapter's LoRA; 1 is as it was trained, 0 leaves the language model as it was.",
-                ),
+                lora_strength(optional=True, advanced=True),
             ],
-            outputs=[
-                io.Custom(MLLM).Output(
-                    "mllm", display_name="mllm", tooltip="For Instruction Optimizer and Insight Embedding."
-                )
-            ],
+            outputs=[mllm_output()],
             hidden=[io.Hidden.unique_id],
             enable_expand=True,
         )
 
     @classmethod
     def validate_inputs(cls, model: str | None = None, adapter: str | None = None) -> bool | str:
-        try:
-            if model is not None:  # None: it comes through a link
-                comfy_folders.resolve_mllm(model)
-            if adapter not in (None, comfy_folders.NO_ADAPTER):
-                comfy_folders.resolve_adapter(adapter)
-        except (FileNotFoundError, ValueError) as error:
-            return str(error)
-        return True
+        return comfy_folders.problem(mllm=model, adapter=adapter) or True
 
     @classmethod
     def fingerprint_inputs(cls, model: str | None = None, adapter: str | None = None, **_: Any) -> list[str]:

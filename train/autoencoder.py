@@ -122,19 +122,20 @@ def validate(model: AutoencoderDC) -> Scores:
 
 def main() -> None:
     config = read_config(PRESETS, __doc__)
+    file = config.weights / "autoencoder.safetensors"
     seeded(config)
-    model = (warm(config, "autoencoder") or build()).to(memory_format=torch.channels_last)
+    model = (warm(config, file) or build()).to(memory_format=torch.channels_last)
     model.encoder.requires_grad_(not config.decoder_only)
-    before = steps_before(config, "autoencoder")
-    run = fit("train.autoencoder", run_folder(config, "autoencoder"), Student(model), config, batches(config),
+    before = steps_before(config, file)
+    run = fit("train.autoencoder", run_folder(config, file), Student(model), config, batches(config),
               lambda: validate(model))
-    score = validate(model)
+    score = run.scores
     if not config.decoder_only:
         model.register_to_config(scaling_factor=round(1 / score["latent_std"], 5))
     if run.accelerator.is_main_process:
-        save_model(config.weights / "autoencoder.safetensors", "autoencoder", model,
+        save_model(file, "autoencoder", model,
                    provenance(config, "train.autoencoder", before + run.step, score))
-        save_beside(config, "train.autoencoder", config.weights / "autoencoder.safetensors")
+        save_beside(config, "train.autoencoder", file)
 
 
 if __name__ == "__main__":

@@ -105,15 +105,16 @@ def validate(student: Student) -> Scores:
 
 def main() -> None:
     config = read_config(PRESETS, __doc__)
+    file = config.weights / "clip.safetensors"
     seeded(config)
-    student = Student(warm(config, "clip") or build())
-    before = steps_before(config, "clip")
-    run = fit("train.clip", run_folder(config, "clip"), student, config, batches(config), lambda: validate(student))
+    student = Student(warm(config, file) or build())
+    before = steps_before(config, file)
+    run = fit("train.clip", run_folder(config, file), student, config, batches(config), lambda: validate(student))
     if run.accelerator.is_main_process:
-        save_model(config.weights / "clip.safetensors", "clip", student.clip,
-                   provenance(config, "train.clip", before + run.step, validate(student)))
+        save_model(file, "clip", student.clip,
+                   provenance(config, "train.clip", before + run.step, run.scores))
         save_tokenizer(tokenizer(), config.weights / "tokenizer.json")
-        save_beside(config, "train.clip", config.weights / "clip.safetensors")
+        save_beside(config, "train.clip", file)
 
 
 if __name__ == "__main__":

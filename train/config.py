@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from mindedit_core.model_files import MINI_FOLDER
 
 CONFIG = "config.json"
+NOTHING = (None, "none", "None", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Training:
     validate_every: int = 500  # steps
     save_every: float = 300.0  # seconds between two checkpoints
     keep: int = 1  # checkpoints that stay
-    trackers: tuple[str, ...] = ("tensorboard",)  # of accelerate: tensorboard, wandb, mlflow, ...; none: log.jsonl only
+    trackers: tuple[str, ...] = ("tensorboard",)  # of accelerate: tensorboard, wandb, ...; "none": log.jsonl alone
     warm: bool = False  # start from the file in `weights`, not at random
     runs: Path = Path("runs")  # checkpoints and logs, not tracked
     weights: Path = MINI_FOLDER  # folder of the mini: read and written
@@ -117,14 +118,15 @@ def parsed(key: str, value: Any, hint: Any) -> Any:
     """A text, or a value of JSON, as the type that the setting has. Raises ValueError if it is none."""
     options = get_args(hint)
     if get_origin(hint) in (Union, types.UnionType):  # an optional one
-        return None if value in (None, "none", "None", "") else parsed(key, value, options[0])
+        return None if value in NOTHING else parsed(key, value, options[0])
     if get_origin(hint) is Literal:
         if value not in options:
             raise ValueError(f"{key} is one of {', '.join(options)}, got {value!r}")
         return value
     if get_origin(hint) is tuple:
         parts = value.split(",") if isinstance(value, str) else value
-        return tuple(parsed(key, part.strip() if isinstance(part, str) else part, options[0]) for part in parts if part)
+        return tuple(parsed(key, part.strip() if isinstance(part, str) else part, options[0])
+                     for part in parts if part not in NOTHING)
     if hint is bool:
         return truth(key, value)
     try:

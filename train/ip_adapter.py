@@ -107,6 +107,7 @@ def start(config: BaseAdapter, unet: nn.Module, clip_dim: int) -> IPAdapter:
 
 def main() -> None:
     config = read_config(PRESETS, __doc__)
+    file = config.weights / "ip_adapter.safetensors"
     seeded(config)
     torch.set_num_threads(config.threads)
     names = ("clip", "unet", "unet_inpaint", "autoencoder")
@@ -115,16 +116,16 @@ def main() -> None:
     used = range(min(config.used, len(cache)))
     said = (text for number in used for text in (known(number).optimized, known(number).instruction))
     student = Student(start(config, unet, clip_dim), unet, unet_inpaint, TextStates(clip, ["", *said]))
-    before = steps_before(config, "ip_adapter")
-    run = fit("train.ip_adapter", run_folder(config, "ip_adapter"), student, config,
+    before = steps_before(config, file)
+    run = fit("train.ip_adapter", run_folder(config, file), student, config,
               batches(config, cache, embeddings(clip, len(used))), lambda: validate(student, clip, autoencoder))
     if run.accelerator.is_main_process:
-        said = provenance(config, "train.ip_adapter", before + run.step, validate(student, clip, autoencoder))
+        said = provenance(config, "train.ip_adapter", before + run.step, run.scores)
         metadata = {"component": "ip_adapter", "class": "IPAdapter", **said,
                     "config": {"clip_space": {"name": MINI_SPACE, "dim": clip_dim}}}
-        save_checkpoint(config.weights / "ip_adapter.safetensors", student.adapter.state_dict(), metadata,
+        save_checkpoint(file, student.adapter.state_dict(), metadata,
                         torch.float16)
-        save_beside(config, "train.ip_adapter", config.weights / "ip_adapter.safetensors")
+        save_beside(config, "train.ip_adapter", file)
 
 
 if __name__ == "__main__":

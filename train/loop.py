@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list, set_seed
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
@@ -73,6 +73,7 @@ class Run:
         self.model, self.optimizer = accelerator.prepare(student, optimizer)
         self.average = EMAModel(self.parameters, decay=config.ema)
         self.average.to(accelerator.device)
+        self.scores: Scores | None = None  # of the last validation
         self.step = checkpoints.load(accelerator, self.average, folder)
         if self.step:
             accelerator.print(f"resumed {folder} at step {self.step}", flush=True)
@@ -112,6 +113,7 @@ def fit(recipe: str, folder: Path, student: nn.Module, config: Training, batch_o
         validate: Callable[[], Scores] | None = None) -> Run:
     """Train to the end of the schedule; the student is left with its averaged weights, in eval mode.
 
+    The run that comes back has their scores.
     batch_of(number): what goes through the model at once; "names" in it say which samples these are
     validate(): scores of the student as it then is
     Raises FloatingPointError, naming step, losses and samples, as soon as a loss is not finite.
@@ -123,12 +125,15 @@ def fit(recipe: str, folder: Path, student: nn.Module, config: Training, batch_o
             logged.losses(train_step(run, batches))
             if validate and (run.step % config.validate_every == 0 or run.step == config.steps):
                 with run.averaged():
-                    logged.scores(validate())
+                    run.scores = validate()
+                logged.scores(run.scores)
             if run.step == config.steps or time_to_save(run, saved):
                 run.save()
                 saved = time.time()
     run.average.copy_to(run.parameters)
     run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False).eval()
+    if validate and run.scores is None:  # the run was finished already
+        run.scores = validate()
     return run
 
 
@@ -145,10 +150,8 @@ def steps(run: Run, batch_of: Callable[[int], dict]) -> Iterator[list[dict]]:
 
 def time_to_save(run: Run, saved: float) -> bool:
     """Whether the main process finds that it is time; all processes answer alike."""
-    due = torch.tensor(float(time.time() - saved > run.config.save_every), device=run.accelerator.device)
-    if run.accelerator.num_processes > 1:
-        torch.distributed.broadcast(due, 0)
-    return bool(due)
+    due = [time.time() - saved > run.config.save_every]
+    return broadcast_object_list(due)[0]
 
 
 def train_step(run: Run, batches: list[dict]) -> Losses:

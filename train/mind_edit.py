@@ -98,7 +98,8 @@ class Student(nn.Module):
         self.config, self.mllm, self.target = config, mllm, target
         self.model = mllm.model.requires_grad_(False)
         decoder = language_model(self.model)
-        use_plain_attention(decoder) if config.mllm == MINI else None
+        if config.mllm == MINI:
+            use_plain_attention(decoder)
         # what lies above layer m has no say in the insight
         add_lora(decoder, config.rank, config.alpha, range(config.layer if not self.writes else len(decoder.layers)))
         self.head = new_head(self.model.config.text_config.hidden_size, target, config.head_width)
@@ -128,7 +129,8 @@ class Student(nn.Module):
 
     def go_on_from(self, adapter: Adapter) -> None:
         take_pairs(self.model, adapter.pairs)
-        self.head.load_state_dict(adapter.head.state_dict())
+        if self.foresees:
+            self.head.load_state_dict(adapter.head.state_dict())
 
     def forward(self, batch: dict) -> Losses:
         out, wanted = self.read(batch)
@@ -146,7 +148,6 @@ class Student(nn.Module):
         inputs = self.mllm.token_batch(prompts, answers, [sample["features"] for sample in samples])
         wanted = torch.stack([sample["target"] for sample in samples]).float().to(device())
         return self.mllm.answer_pass(inputs, layer=self.config.layer), wanted
-
 
     def calibrate(self, rows: Callable[[int], list[EditRecord]]) -> None:
         """Before a head of states is trained: mean and spread of the first training pictures' states."""
@@ -227,15 +228,15 @@ def train_one(config: MindEdit) -> None:
     out = config.out or config.weights / "mind_edit.safetensors"
     if config.warm:
         student.go_on_from(read_adapter(out))
-    before, data = steps_before(config, out.stem), source(config)
-    folder = run_folder(config, out.stem)
+    before, data = steps_before(config, out), source(config)
+    folder = run_folder(config, out)
     if config.head == "states" and student.foresees and not config.warm:
         student.calibrate(data.rows)
     system = mini_system(student, config) if config.mllm == MINI else None
     run = fit("train.mind_edit", folder, student, config, batches(data.rows, student.encoder.find),
               lambda: validate(student, data.held_out) | painted(system, data.held_out))
     if run.accelerator.is_main_process:
-        said = provenance(config, "train.mind_edit", before + run.step, validate(student, data.held_out), config.data)
+        said = provenance(config, "train.mind_edit", before + run.step, run.scores, config.data)
         head = student.head if student.foresees else None
         said["negative_image_embeds"] = target.zero_image() if student.foresees else None
         save_adapter(out, pairs_of(student.model), head, student.made_for, torch.float16, **said)

@@ -181,16 +181,17 @@ def validate(mllm: LlavaOnevision) -> Scores:
 
 def main() -> None:
     config = read_config(PRESETS, __doc__)
+    file = config.weights / "mllm.safetensors"
     seeded(config)
-    student = Student(warm(config, "mllm") or build(config.runs / "tower" / "siglip.pt"))
-    before = steps_before(config, "mllm")
-    run = fit("train.mllm", run_folder(config, "mllm"), student, config, batches(config),
+    student = Student(warm(config, file) or build(config.runs / "tower" / "siglip.pt"))
+    before = steps_before(config, file)
+    run = fit("train.mllm", run_folder(config, file), student, config, batches(config),
               lambda: validate(student.mllm))
     if run.accelerator.is_main_process:
-        save_model(config.weights / "mllm.safetensors", "mllm", student.model,
-                   provenance(config, "train.tower, train.mllm", before + run.step, validate(student.mllm)))
+        save_model(file, "mllm", student.model,
+                   provenance(config, "train.tower, train.mllm", before + run.step, run.scores))
         save_tokenizer(tokenizer(), config.weights / "tokenizer.json")
-        save_beside(config, "train.mllm", config.weights / "mllm.safetensors")
+        save_beside(config, "train.mllm", file)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def any_thing(scene: Scene, random: np.random.Generator) -> Thing:
     return scene.things[random.integers(len(scene.things))]
 
 
-SORTS = {at_place: 1, beside: 1, locate: 1, refer: 1, box: 1, imagine: 1, foresee: 8, mark: 2, follow: 3, repeat: 0.5,
+SORTS = {at_place: 1, beside: 1, locate: 1, refer: 1, box: 1, imagine: 1, foresee: 8, mark: 2, follow: 5, repeat: 0.5,
          describe: 1}  # -> how often it is asked
 
 

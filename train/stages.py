@@ -18,21 +18,19 @@ def seeded(config: Training) -> None:
     torch.manual_seed(config.seed)
 
 
-def warm(config: Training, name: str) -> nn.Module | None:
+def warm(config: Training, file: Path) -> nn.Module | None:
     """The file of an earlier stage, trainable again, if the config asks for it; else None."""
-    if not config.warm:
-        return None
-    return load_model(config.weights / f"{name}.safetensors").requires_grad_(True).train()
+    return load_model(file).requires_grad_(True).train() if config.warm else None
 
 
-def steps_before(config: Training, name: str) -> int:
+def steps_before(config: Training, file: Path) -> int:
     """Optimiser steps of the stages before this one, by the file that it starts from; ask before that is replaced."""
-    return read_metadata(config.weights / f"{name}.safetensors")["steps"] if config.warm else 0
+    return read_metadata(file)["steps"] if config.warm else 0
 
 
-def run_folder(config: Training, name: str) -> Path:
+def run_folder(config: Training, file: Path) -> Path:
     """Where this stage keeps its checkpoints: a cut-off stage is resumed, a finished one never replaces the next."""
-    return config.runs / (f"{name}-after-{steps_before(config, name)}" if config.warm else name)
+    return config.runs / (f"{file.stem}-after-{steps_before(config, file)}" if config.warm else file.stem)
 
 
 def frozen(config: Training, name: str) -> nn.Module:

@@ -19,7 +19,7 @@ from train.config import Training, read_config
 from train.data import scenes, slot_labels
 from train.loop import Losses, Scores, fit, on_device
 from train.slots import SlotReader, reading_accuracy, reading_losses
-from train.stages import run_folder, seeded
+from train.stages import seeded
 from train.tiles import tiles
 from train.words import tokenizer
 
@@ -65,7 +65,7 @@ def main() -> None:
     if config.warm:
         raise SystemExit("train.tower ships no file of its own to go on from; train.mllm trains the tower on")
     seeded(config)
-    tower, folder = Tower(), run_folder(config, "tower")
+    tower, folder = Tower(), config.runs / "tower"
     run = fit("train.tower", folder, tower, config, batches(config), lambda: validate(tower))
     if run.accelerator.is_main_process:
         torch.save(tower.siglip.state_dict(), folder / "siglip.pt")

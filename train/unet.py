@@ -196,19 +196,19 @@ def main() -> None:
     clip, autoencoder = frozen(config, "clip"), frozen(config, "autoencoder")
     cache = latents(config.runs, config.weights, config.count)
     name = "unet" if config.painter == "img2img" else "unet_inpaint"
-    unet = warm(config, name) or start(config).requires_grad_(True).train()
-    before = steps_before(config, name)
+    file = config.weights / f"{name}.safetensors"
+    unet = warm(config, file) or start(config).requires_grad_(True).train()
+    before = steps_before(config, file)
     said = (known(number).optimized for number in range(config.count))
     texts = TextStates(clip, ["", *said], Kept(config.runs / "encoded"))
     truth = (clip, autoencoder, load_tokenizer(config.weights / "tokenizer.json"))
-    run = fit("train.unet", run_folder(config, name), Student(unet, texts, config.painter), config,
+    run = fit("train.unet", run_folder(config, file), Student(unet, texts, config.painter), config,
               batches(config, cache), lambda: validate(unet, config.painter, *truth))
     if run.accelerator.is_main_process:
-        score = validate(unet, config.painter, *truth)
-        save_model(config.weights / f"{name}.safetensors", name, unet,
-                   provenance(config, f"train.unet --config {config.painter}", before + run.step, score,
+        save_model(file, name, unet,
+                   provenance(config, f"train.unet --config {config.painter}", before + run.step, run.scores,
                               f"scenes v1, {config.count} samples"))
-        save_beside(config, "train.unet", config.weights / f"{name}.safetensors")
+        save_beside(config, "train.unet", file)
 
 
 if __name__ == "__main__":

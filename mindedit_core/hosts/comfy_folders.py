@@ -118,6 +118,20 @@ def resolve_ip_adapter(choice: str) -> Path:
 RESOLVE = {"mllm": resolve_mllm, "adapter": resolve_adapter, "ip_adapter": resolve_ip_adapter}
 
 
+def problem(**choices: str | None) -> str | None:
+    """Why one of these choices, named by their kind in RESOLVE, stands for nothing here; None if all is well.
+
+    A choice of None comes through a link, and NO_ADAPTER needs no file.
+    """
+    try:
+        for kind, choice in choices.items():
+            if choice not in (None, NO_ADAPTER):
+                RESOLVE[kind](choice)
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+    return None
+
+
 def fingerprint(kind: str, choice: str) -> str:
     """Name, size and time of what a choice stands for: a node reruns when the file changed. "" if it is not there."""
     try:

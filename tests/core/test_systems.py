@@ -166,6 +166,15 @@ def test_without_an_adapter_the_insight_is_off_and_that_is_said(full_size, gener
     assert any("no VisionHead is loaded, so the insight is off" in note for note in result.notes)
 
 
+def test_without_an_ip_adapter_the_text_alone_leads_as_with_one_at_lambda_0(full_size, generator):
+    image, painted = torch.rand(1, 32, 32, 3, generator=generator), []
+    for changes in ({"settings": {"steps": 2, "insight_scale": 0}}, {"ip_adapter": None, "clip_space": None}):
+        describe(full_size, **changes)
+        system = load_system(full_size)
+        painted.append(edit(system, image, "make it red", design={"max_new_tokens": 4}).image)
+    assert system.painter.adapter is None and torch.equal(*painted)
+
+
 def test_one_of_the_two_stable_diffusions_is_enough(full_size, generator):
     describe(full_size, sd=None)
     system = load_system(full_size)

@@ -6,6 +6,7 @@ SD1.5-inpainting, which takes 9 channels; or InstructPix2Pix, which takes 8.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 comfyui, models, instructed = sys.argv[1], Path(sys.argv[2]), "instruct" in sys.argv[3:]
@@ -20,6 +21,7 @@ import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel  # noqa: E4
 import comfy.ops  # noqa: E402
 import comfy.sd1_clip  # noqa: E402
 import torch  # noqa: E402
+from random_weights import base_adapter, random_like  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 ops = comfy.ops.manual_cast
@@ -50,17 +52,8 @@ VAE = {
     "attn_resolutions": [],
     "dropout": 0.0,
 }
-CLIP_DIM, TOKEN_DIM, TOKENS = 1024, 768, 4
-generator = torch.Generator().manual_seed(0)
-
-
-def random_like(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Norms are the identity, biases zero, everything else keeps the variance of what goes through it."""
-    if not tensor.is_floating_point():
-        return tensor
-    if tensor.ndim == 1:
-        return (torch.zeros if name.endswith("bias") else torch.ones)(tensor.shape, dtype=torch.float16)
-    return (torch.randn(tensor.shape, generator=generator) * tensor[0].numel() ** -0.5).half()
+CLIP_DIM = 1024
+CROSS_ATTENTIONS = [320] * 2 + [640] * 2 + [1280] * 2 + [1280] * 3 + [640] * 3 + [320] * 3 + [1280]  # widths
 
 
 def checkpoint() -> dict[str, torch.Tensor]:
@@ -72,26 +65,10 @@ def checkpoint() -> dict[str, torch.Tensor]:
     return tensors | {f"cond_stage_model.transformer.{name}": random_like(name, value) for name, value in text.items()}
 
 
-def adapter() -> dict[str, torch.Tensor]:
-    """Keys as in h94/IP-Adapter: odd numbers over the 16 cross-attentions, down, up, middle."""
-    widths = [320] * 2 + [640] * 2 + [1280] * 2 + [1280] * 3 + [640] * 3 + [320] * 3 + [1280]
-    tensors = {
-        "image_proj.proj.weight": random_like("weight", torch.empty(TOKENS * TOKEN_DIM, CLIP_DIM)),
-        "image_proj.proj.bias": torch.zeros(TOKENS * TOKEN_DIM),
-        "image_proj.norm.weight": torch.ones(TOKEN_DIM),
-        "image_proj.norm.bias": torch.zeros(TOKEN_DIM),
-    }
-    for number, width in enumerate(widths):
-        for side in "kv":
-            value = random_like("weight", torch.empty(width, TOKEN_DIM))
-            tensors[f"ip_adapter.{2 * number + 1}.to_{side}_ip.weight"] = value
-    return tensors
-
-
 NAME = "instruct-pix2pix-00-22000" if instructed else "sd-v1-5-inpainting"
 for folder, name, content in (
     ("checkpoints", f"{NAME}.safetensors", checkpoint),
-    ("ipadapter", "ip-adapter_sd15.safetensors", adapter),
+    ("ipadapter", "ip-adapter_sd15.safetensors", partial(base_adapter, CROSS_ATTENTIONS, CLIP_DIM)),
 ):
     (models / folder).mkdir(parents=True, exist_ok=True)
     save_file(content(), models / folder / name)

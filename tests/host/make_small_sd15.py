@@ -20,9 +20,10 @@ import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel  # noqa: E4
 import comfy.ops  # noqa: E402
 import comfy.sd1_clip  # noqa: E402
 import torch  # noqa: E402
+from random_weights import base_adapter, random_like  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-WIDTH, TOKENS, CHANNELS, LAYERS = 768, 4, 320, 16  # what the host and IPAdapter_plus know SD1.5 by
+WIDTH, CHANNELS, LAYERS = 768, 320, 16  # what the host and IPAdapter_plus know SD1.5 by
 UNET = {
     "image_size": 32,
     "in_channels": 4,
@@ -38,35 +39,14 @@ UNET = {
     "context_dim": WIDTH,
     "legacy": False,
 }
-generator = torch.Generator().manual_seed(0)
-
-
-def random_like(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Norms are the identity, biases zero, everything else keeps the variance of what goes through it."""
-    if not tensor.is_floating_point():
-        return tensor
-    if tensor.ndim == 1:
-        return (torch.zeros if name.endswith("bias") else torch.ones)(tensor.shape, dtype=torch.float16)
-    return (torch.randn(tensor.shape, generator=generator) * tensor[0].numel() ** -0.5).half()
 
 
 def random_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: random_like(name, value) for name, value in module.state_dict().items()}
 
 
-def adapter(silent: bool = False) -> dict[str, torch.Tensor]:
-    tensors = {
-        "image_proj.proj.weight": random_like("weight", torch.empty(TOKENS * WIDTH, embed)),
-        "image_proj.proj.bias": torch.zeros(TOKENS * WIDTH),
-        "image_proj.norm.weight": torch.ones(WIDTH),
-        "image_proj.norm.bias": torch.zeros(WIDTH),
-    }
-    for layer in range(LAYERS):
-        for side in "kv":
-            is_silent = silent and side == "v" and layer == LAYERS - 1
-            weight = random_like("weight", torch.empty(CHANNELS, WIDTH))
-            tensors[f"ip_adapter.{2 * layer + 1}.to_{side}_ip.weight"] = (0.0 if is_silent else 3.0) * weight
-    return tensors
+def adapter(silent: int | None = None) -> dict[str, torch.Tensor]:
+    return base_adapter([CHANNELS] * LAYERS, embed, WIDTH, gain=3.0, silent=silent)
 
 
 def write(tensors: dict[str, torch.Tensor], *place: str) -> None:
@@ -80,4 +60,4 @@ write(random_of(unet), "diffusion_models", "small.safetensors")
 write(random_of(comfy.sd1_clip.SD1ClipModel().clip_l.transformer), "text_encoders", "clip-l.safetensors")
 write(adapter(), "ipadapter", "one.safetensors")
 write(adapter(), "ipadapter", "two.safetensors")
-write(adapter(silent=True), "ipadapter", "silent.safetensors")
+write(adapter(silent=LAYERS - 1), "ipadapter", "silent.safetensors")

@@ -116,6 +116,19 @@ def test_the_file_says_what_it_is_for_and_its_settings_lie_beside_it(trained):
     assert config.steps == 2 and config.data_options == ("count=8",)
 
 
+@pytest.mark.parametrize("variant", ["joint", "text", "insight"])
+def test_a_second_stage_goes_on_from_its_file_wherever_that_lies(variant, trained, tmp_path, monkeypatch):
+    """Its steps are counted on, and its checkpoints are its own."""
+    name = "mind_edit.safetensors" if variant == "joint" else f"mind_edit-{variant}.safetensors"
+    out = tmp_path / "elsewhere.safetensors"
+    out.write_bytes((trained / name).read_bytes())
+    monkeypatch.setattr(mind_edit, "mini_system", lambda *_: None)
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+    mind_edit.train_one(replace(PLAN, variant=variant, out=out, runs=tmp_path, warm=True))
+    assert read_metadata(out)["steps"] == 4
+    assert (tmp_path / "elsewhere-after-2" / "log.jsonl").exists()
+
+
 def test_the_saved_adapter_gives_what_the_trained_student_gave(trained):
     """fp16 lies between them."""
     pupil = student(runs=trained, out=trained / "mind_edit.safetensors")

@@ -132,6 +132,18 @@ def test_validation_sees_the_average_and_training_goes_on_without_it(tmp_path):
     assert not torch.equal(weights, train(tmp_path / "c", replace(PLAN, ema=0.0, steps=60)).layers[0].weight)
 
 
+def test_the_scores_of_a_run_are_those_of_the_weights_that_it_leaves(tmp_path):
+    pupil = Student()
+
+    def validate():
+        return {"weight": pupil.layers[0].weight.sum().item()}
+
+    for _ in range(2):  # a finished run that is started again has them too
+        AcceleratorState._reset_state(reset_partial_state=True)
+        run = fit("test", tmp_path, pupil, replace(PLAN, steps=8), batch_of, validate)
+        assert run.scores == validate()
+
+
 def test_pictures_go_to_files_and_to_the_trackers(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
