@@ -181,7 +181,8 @@ def doctor(_: argparse.Namespace) -> int:
 
 def convert(arguments: argparse.Namespace) -> int:
     """`mindedit convert [KIND] IN OUT`: the tensors of a pickle, and nothing else of it, as safetensors."""
-    from .checkpoint import kind_of, save_checkpoint, shapes_of
+    from .checkpoint import save_checkpoint
+    from .kinds import kind_of, shapes_of
     from .pickles import read_pickle
 
     if arguments.out.suffix != ".safetensors":

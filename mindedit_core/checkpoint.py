@@ -1,8 +1,8 @@
-"""Weights that describe themselves: safetensors with config and provenance in the header, told apart by keys, shapes.
+"""Weights that describe themselves: safetensors with config and provenance in the header.
 
 The header holds a JSON object under `mindedit`: format, component, class, config, recipe, seed, steps, data, score,
 commit.
-Nothing here reads a pickle, and no file is judged by its name.
+Nothing here reads a pickle. What a file holds is told by `kinds`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -257,92 +257,3 @@ def _difference(name: str, missing: list[str], unexpected: list[str], total: int
     if unexpected:
         parts.append(f"has {len(unexpected)} keys too many, first: {unexpected[0]}")
     return f"checkpoint {name} {' and '.join(parts)}; was it made for another model, or by an older version?"
-
-
-# Telling kinds apart -------------------------------------------------------------------------------------------------
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-def _is_unet(shapes: Shapes) -> bool:
-    return "conv_in.weight" in shapes and "conv_out.weight" in shapes and _any(shapes, "down_blocks.")
-
-
-def _input_channels(shapes: Shapes) -> tuple[int, int]:
-    return shapes["conv_in.weight"][1], shapes["conv_out.weight"][0]
-
-
-def _any(shapes: Shapes, *prefixes: str) -> bool:
-    return all(any(key.startswith(prefix) for key in shapes) for prefix in prefixes)
-
-
-def _has(shapes: Shapes, *keys: str) -> bool:
-    return all(key in shapes for key in keys)
-
-
-# The first match wins; each line is the smallest set of keys that no other kind has.
-KINDS: dict[str, Callable[[Shapes], bool]] = {
-    "mind_edit": lambda s: (
-        _any(s, "vision_head.") or (_any(s, "lora.") and any(key.endswith(".lora_A.weight") for key in s))
-    ),
-    "peft_lora": lambda s: _any(s, "base_model.model.") and any(key.endswith(".lora_A.weight") for key in s),
-    "ip_adapter_faceid_plus": lambda s: _any(s, "image_proj.perceiver_resampler."),
-    "ip_adapter_faceid": lambda s: any(key.startswith("ip_adapter.") and "_lora." in key for key in s),
-    "ip_adapter_portrait": lambda s: (
-        _has(s, "image_proj.proj.2.weight", "image_proj.norm.weight") and "image_proj.proj.3.weight" not in s
-    ),
-    "ip_adapter_full_face": lambda s: _has(s, "image_proj.proj.3.weight"),
-    "ip_adapter_plus": lambda s: _has(s, "image_proj.latents"),
-    "ip_adapter": lambda s: _has(s, "image_proj.proj.weight", "image_proj.norm.weight", "ip_adapter.1.to_k_ip.weight"),
-    "sd_checkpoint": lambda s: _any(s, "model.diffusion_model."),
-    "mllm": lambda s: (
-        _any(s, "model.language_model.", "model.vision_tower.") or _any(s, "language_model.model.", "vision_tower.")
-    ),
-    "unet": lambda s: _is_unet(s) and _input_channels(s)[0] == _input_channels(s)[1],
-    "unet_inpaint": lambda s: _is_unet(s) and _input_channels(s)[0] == 2 * _input_channels(s)[1] + 1,
-    "unet_instruct": lambda s: _is_unet(s) and _input_channels(s)[0] == 2 * _input_channels(s)[1],
-    "autoencoder": lambda s: (
-        _has(s, "encoder.conv_in.weight", "decoder.conv_out.weight")
-        or (_any(s, "encoder.", "decoder.conv_in.") and not _any(s, "down_blocks."))
-    ),
-    "clip": lambda s: _any(s, "text_model.", "vision_model."),
-    "clip_text": lambda s: _any(s, "text_model."),
-    "clip_vision": lambda s: _any(s, "vision_model."),
-}
-
-
-def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Key -> shape of tensors in memory."""
-    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-
-
-def kind_of(shapes: Shapes) -> str | None:
-    """The first of KINDS that these keys and shapes match; None for a stranger."""
-    return next((kind for kind, matches in KINDS.items() if matches(shapes)), None)
-
-
-def detect(source: str | Path | Mapping[str, Tensor]) -> str:
-    """What a checkpoint is, by its keys and shapes: one of KINDS. Raises CheckpointError for a stranger."""
-    shapes = shapes_of(source) if isinstance(source, Mapping) else read_shapes(source)
-    if (kind := kind_of(shapes)) is not None:
-        return kind
-    where = "these tensors are" if isinstance(source, Mapping) else f"{source} is"
-    raise CheckpointError(
-        f"{where} no kind of checkpoint known here: {_sample(shapes)}; known kinds: {', '.join(KINDS)}"
-    )
-
-
-def require_kind(source: str | Path | Mapping[str, Tensor], *kinds: str, where: str) -> str:
-    """`detect(source)`, which must be one of `kinds`; `where` tells the reader where such a file belongs."""
-    found = detect(source)
-    if found not in kinds:
-        what = "the given tensors" if isinstance(source, Mapping) else str(source)
-        raise CheckpointError(
-            f"{what}: found a checkpoint of kind {found!r}, needed {' or '.join(map(repr, kinds))}; {where}"
-        )
-    return found
-
-
-def _sample(keys: Iterable[str], count: int = 3) -> str:
-    keys = list(keys)
-    return f"{len(keys)} keys, such as {', '.join(keys[:count])}" if keys else "no tensors at all"

@@ -13,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 
 from .bridges.ip_adapter_layouts import describe_file, said_embedding
-from .checkpoint import PICKLE_SUFFIXES, detect, is_pickle, read_metadata, weight_files
+from .checkpoint import PICKLE_SUFFIXES, is_pickle, read_metadata, weight_files
 from .contracts import GLOBAL
+from .kinds import detect
 from .model_files import MINI_FILES, MINI_FOLDER, TOKENIZER
 
 OK, MISSING, OPTIONAL = "ok", "MISSING", "--"
@@ -147,7 +148,7 @@ def _complaint(folder: Path) -> str:
 
 
 def _files(folder: Path, kind: str) -> list[str]:
-    """Files of one of `checkpoint.KINDS` below `folder`, by their names there."""
+    """Files of one of `kinds.KINDS` below `folder`, by their names there."""
     found = []
     for path in sorted(folder.glob("**/*.safetensors")):
         with suppress(ValueError):

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import load_strict, load_tensors, read_metadata, shapes_of
+from ..checkpoint import load_strict, load_tensors, read_metadata
 from ..contracts import GLOBAL, STATES, Condition, Insight, Misfit
+from ..kinds import shapes_of
 from .attention_processor import ImageBranch, KeyValue, attached, cross_attention_layers
 from .image_projections import FullFaceProjection, ImageProjection
 from .ip_adapter_layouts import PARTS, Layout, files_reading, layer_numbers, layout_of, said_embedding

@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import CheckpointError, Shapes, is_pickle, kind_of, pickle_refused, read_shapes
+from ..checkpoint import CheckpointError, is_pickle, pickle_refused, read_shapes
 from ..contracts import GLOBAL, STATES
+from ..kinds import Shapes, kind_of
 
 HEAD_DIM = 64  # of a resampler's heads; no tensor says it
 PARTS = ("image_proj", "ip_adapter")
-KINDS = {"ip_adapter": "base", "ip_adapter_plus": "plus", "ip_adapter_full_face": "full-face"}  # of checkpoint.detect
+KINDS = {"ip_adapter": "base", "ip_adapter_plus": "plus", "ip_adapter_full_face": "full-face"}  # of kinds.detect
 STRANGERS = {
     "ip_adapter_faceid": "a FaceID IP-Adapter (ip_adapter.0.to_q_lora), which reads face embeddings of another network",
     "ip_adapter_faceid_plus": "a FaceID-plus IP-Adapter (image_proj.perceiver_resampler), which reads face embeddings "

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones.lora import Adapter, LoraPair, save_adapter
+from ..backbones.adapter_files import save_adapter
+from ..backbones.lora import Adapter, LoraPair
 from ..backbones.mini_config import mini_config
 from ..backbones.mini_tokenizer import build_tokenizer, save_tokenizer
 from ..backbones.vision_head import VisionHead

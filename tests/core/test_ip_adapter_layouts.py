@@ -7,7 +7,8 @@ import torch
 
 from mindedit_core.bridges.ip_adapter import IPAdapter
 from mindedit_core.bridges.ip_adapter_layouts import Layout, files_reading, layout_of
-from mindedit_core.checkpoint import CheckpointError, detect, shapes_of
+from mindedit_core.checkpoint import CheckpointError
+from mindedit_core.kinds import detect, shapes_of
 
 SD15 = (320,) * 2 + (640,) * 2 + (1280,) * 2 + (1280,) * 3 + (640,) * 3 + (320,) * 3 + (1280,)
 SDXL = (640,) * 4 + (1280,) * 20 + (1280,) * 30 + (640,) * 6 + (1280,) * 10  # papers.md 5.2: down, up, middle

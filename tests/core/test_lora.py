@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from mindedit_core.backbones import lora
+from mindedit_core.backbones import adapter_files, lora
 from mindedit_core.backbones.vision_head import VisionHead
 from mindedit_core.checkpoint import CheckpointError, save_checkpoint
 from mindedit_core.contracts import Misfit
@@ -26,7 +26,7 @@ def adapter(model):
 
 @pytest.fixture
 def path(adapter, tmp_path):
-    return lora.save_adapter(
+    return adapter_files.save_adapter(
         tmp_path / "mind_edit.safetensors", adapter.pairs, adapter.head, adapter.config, recipe="test"
     )
 
@@ -41,13 +41,15 @@ def fit(adapter, model, hidden_size=36, num_layers=2):
 
 def test_a_merge_equals_peft_s_own(model, generator):
     peft = pytest.importorskip("peft")
+    from train.lora import pairs_of
+
     config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj)")
     wrapped = peft.get_peft_model(copy.deepcopy(model), config)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "lora_" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    pairs = lora.from_peft(wrapped.state_dict(), alpha=7)
+    pairs = pairs_of(wrapped.base_model.model)
     assert len(pairs) == 2 * len(TARGETS) and all(pair.rank == 3 for pair in pairs.values())
     lora.merge(model, pairs)
     for key, value in wrapped.merge_and_unload().state_dict().items():
@@ -93,7 +95,7 @@ def test_weights_read_from_an_fp16_file_merge_as_a_host_that_keeps_fp16(model, a
 
 
 def test_a_saved_adapter_reads_back_the_same(adapter, path):
-    read = lora.read_adapter(path)
+    read = adapter_files.read_adapter(path)
     assert set(read.pairs) == set(adapter.pairs) and read.layer == 1 and read.clip_space == "tiny-clip"
     for module, pair in adapter.pairs.items():
         assert torch.equal(read.pairs[module].down, pair.down) and torch.equal(read.pairs[module].up, pair.up)
@@ -110,8 +112,8 @@ def test_the_key_map_names_a_parameter_of_the_model_for_every_lora(model, adapte
 
 
 def test_an_adapter_without_a_head_has_none(adapter, tmp_path):
-    path = lora.save_adapter(tmp_path / "a.safetensors", adapter.pairs, None, adapter.config)
-    assert lora.read_adapter(path).head is None
+    path = adapter_files.save_adapter(tmp_path / "a.safetensors", adapter.pairs, None, adapter.config)
+    assert adapter_files.read_adapter(path).head is None
 
 
 def test_another_mllm_is_refused_by_its_dimensions(model, adapter):
@@ -141,18 +143,18 @@ def test_a_head_that_contradicts_its_metadata_is_refused(model, adapter):
 
 def test_files_that_are_no_adapter_are_refused(adapter, path, tmp_path):
     with pytest.raises(CheckpointError, match="no weights"):
-        lora.read_adapter(tmp_path / "nowhere.safetensors")
+        adapter_files.read_adapter(tmp_path / "nowhere.safetensors")
     other = save_checkpoint(tmp_path / "unet.safetensors", {"conv_in.weight": torch.zeros(1)}, {})
     with pytest.raises(CheckpointError):
-        lora.read_adapter(other)
+        adapter_files.read_adapter(other)
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="truncated"):
-        lora.read_adapter(broken)
+        adapter_files.read_adapter(broken)
     tensors = {"lora.m.lora_A.weight": torch.zeros(2, 3), "lora.m.lora_B.weight": torch.zeros(3, 2)}
     mute = save_checkpoint(tmp_path / "mute.safetensors", tensors, {"component": "mind_edit"})
     with pytest.raises(CheckpointError, match="no hidden_size, num_layers, layer, clip_space"):
-        lora.read_adapter(mute)
+        adapter_files.read_adapter(mute)
 
 
 def test_half_a_pair_is_refused(adapter):

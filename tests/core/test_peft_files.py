@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mindedit_core.backbones import lora
+from mindedit_core.backbones import adapter_files, lora
 from mindedit_core.backbones.llava_onevision import LlavaOnevision
 from mindedit_core.backbones.peft_files import CONFIG
 from mindedit_core.checkpoint import CheckpointError
@@ -46,7 +46,7 @@ def saved(model, tmp_path, generator):
 )
 def test_the_merge_is_peft_s_own(model, saved, settings):
     path, merged = saved(**settings)
-    adapter = lora.read_adapter(path)
+    adapter = adapter_files.read_adapter(path)
     assert len(adapter.pairs) == 6 and adapter.head is None and adapter.layer is None
     lora.require_match(adapter, model, 36, 2)
     lora.merge(model, adapter.pairs)
@@ -57,12 +57,12 @@ def test_the_merge_is_peft_s_own(model, saved, settings):
 def test_keys_of_the_older_layout_are_the_same_modules(saved):
     """Trained on transformers before 4.52, where the language model was the outer one."""
     path, _ = saved()
-    expected = lora.read_adapter(path).pairs
+    expected = adapter_files.read_adapter(path).pairs
     new = load_file(path)
     old = {key.replace("model.model.language_model.", "model.language_model.model."): x for key, x in new.items()}
     assert not old.keys() & new.keys()
     save_file(old, path)
-    assert lora.read_adapter(path).pairs.keys() == expected.keys()
+    assert adapter_files.read_adapter(path).pairs.keys() == expected.keys()
 
 
 def test_it_changes_the_text_and_says_that_the_insight_is_off(tiny_parts, model, saved, generator):
@@ -83,7 +83,7 @@ def test_it_changes_the_text_and_says_that_the_insight_is_off(tiny_parts, model,
 def test_what_is_more_than_a_lora_is_refused(saved, settings):
     path, _ = saved(**settings)
     with pytest.raises(CheckpointError, match=rf"{CONFIG} sets {next(iter(settings))}, .*merge_and_unload"):
-        lora.read_adapter(path)
+        adapter_files.read_adapter(path)
 
 
 def test_a_config_that_is_not_there_or_no_config_is_said(saved):
@@ -91,10 +91,10 @@ def test_a_config_that_is_not_there_or_no_config_is_said(saved):
     config = path.with_name(CONFIG)
     config.write_text(json.dumps({"r": 3}))
     with pytest.raises(CheckpointError, match="no LoRA config of peft .*lora_alpha"):
-        lora.read_adapter(path)
+        adapter_files.read_adapter(path)
     config.unlink()
     with pytest.raises(CheckpointError, match=f"{WEIGHTS} was saved by peft and needs its {CONFIG} beside it"):
-        lora.read_adapter(path)
+        adapter_files.read_adapter(path)
 
 
 def test_one_for_another_mllm_is_refused(saved, model):
@@ -102,4 +102,4 @@ def test_one_for_another_mllm_is_refused(saved, model):
     shallow = copy.deepcopy(model)
     shallow.model.language_model.layers = shallow.model.language_model.layers[:1]
     with pytest.raises(Misfit, match=r"changes model\.language_model\.layers\.1\..* does not have"):
-        lora.require_match(lora.read_adapter(path), shallow, 36, 1)
+        lora.require_match(adapter_files.read_adapter(path), shallow, 36, 1)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from mindedit_core.backbones import lora
+from mindedit_core.backbones import adapter_files, lora
 from mindedit_core.backbones.heads import build_head, describe_head
 from mindedit_core.backbones.states_head import StatesHead
 from mindedit_core.backbones.vision_head import VisionHead
-from mindedit_core.checkpoint import CheckpointError, detect, read_metadata
+from mindedit_core.checkpoint import CheckpointError, read_metadata
+from mindedit_core.kinds import detect
 from mindedit_core.systems.tiny import tiny_mind_edit
 
 B, L, D, T, DH = 3, 7, 12, 5, 20
@@ -108,13 +109,13 @@ def file(tiny_parts, tmp_path, generator):
     config = {**adapter.config, "clip_space": {"name": "tiny-clip", "dim": 32}}
     negative = torch.randn(17, 32, generator=generator)
     path = tmp_path / "states.safetensors"
-    lora.save_adapter(path, adapter.pairs, head, config, negative_image_embeds=negative, recipe="test")
+    adapter_files.save_adapter(path, adapter.pairs, head, config, negative_image_embeds=negative, recipe="test")
     return path, head, negative
 
 
 def test_an_adapter_file_keeps_head_and_zero_image(file, tiny_parts):
     path, head, negative = file
-    read = lora.read_adapter(path)
+    read = adapter_files.read_adapter(path)
     assert detect(path) == "mind_edit" and type(read.head) is StatesHead and not read.head.training
     assert all(torch.equal(value, head.state_dict()[key]) for key, value in read.head.state_dict().items())
     assert torch.equal(read.negative_image_embeds, negative)
@@ -123,25 +124,25 @@ def test_an_adapter_file_keeps_head_and_zero_image(file, tiny_parts):
 
 
 def test_files_of_before_have_a_global_head_and_no_zero_image(tiny_folder):
-    read = lora.read_adapter(tiny_folder / "mind_edit.safetensors")
+    read = adapter_files.read_adapter(tiny_folder / "mind_edit.safetensors")
     assert type(read.head) is VisionHead and read.negative_image_embeds is None
     assert "form" not in read_metadata(tiny_folder / "mind_edit.safetensors")["config"]["vision_head"]
 
 
 def test_a_zero_image_of_another_shape_is_refused(file, tiny_parts):
     path, head, negative = file
-    read = lora.read_adapter(path)
-    lora.save_adapter(path, read.pairs, head, read.config, negative_image_embeds=negative[:5])
+    read = adapter_files.read_adapter(path)
+    adapter_files.save_adapter(path, read.pairs, head, read.config, negative_image_embeds=negative[:5])
     with pytest.raises(
         CheckpointError, match=r"negative_image_embeds must be of the shape .* \[17, 32\], got \[5, 32\]"
     ):
-        lora.read_adapter(path)
+        adapter_files.read_adapter(path)
 
 
 def test_states_of_another_width_than_the_metadata_says_are_refused(file, tiny_parts):
     path, head, negative = file
-    read = lora.read_adapter(path)
+    read = adapter_files.read_adapter(path)
     config = {**read.config, "clip_space": {"name": "tiny-clip", "dim": 24}}
-    lora.save_adapter(path, read.pairs, head, config)
+    adapter_files.save_adapter(path, read.pairs, head, config)
     with pytest.raises(ValueError, match="VisionHead from 36 to 32; its metadata .* to 24"):
-        lora.require_match(lora.read_adapter(path), tiny_parts["mllm"], 36, 2)
+        lora.require_match(adapter_files.read_adapter(path), tiny_parts["mllm"], 36, 2)

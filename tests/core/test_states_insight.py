@@ -11,7 +11,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from mindedit_core import edit, load_system
-from mindedit_core.backbones import lora
+from mindedit_core.backbones import adapter_files
 from mindedit_core.backbones.llava_onevision import NO_NEGATIVE, LlavaOnevision
 from mindedit_core.backbones.states_head import StatesHead
 from mindedit_core.bridges.ip_adapter import IPAdapter
@@ -46,12 +46,12 @@ def states_mllm(tiny_folder, clip, tmp_path_factory):
     """The tiny MLLM with a head of states, from a file; told of the zero image or not."""
 
     def load(told: bool = True) -> LlavaOnevision:
-        old = lora.read_adapter(tiny_folder / "mind_edit.safetensors")
+        old = adapter_files.read_adapter(tiny_folder / "mind_edit.safetensors")
         head = scrambled(StatesHead(36, TEXT_WIDTH, tokens=STATES, width=64), seed=1)
         config = {**old.config, "clip_space": {"name": CLIP_SPACE, "dim": TEXT_WIDTH}}
         path = tmp_path_factory.mktemp("adapter") / "states.safetensors"
         negative = ClipTarget(clip, CLIP_SPACE, "states").zero_image() if told else None
-        lora.save_adapter(path, old.pairs, head, config, negative_image_embeds=negative)
+        adapter_files.save_adapter(path, old.pairs, head, config, negative_image_embeds=negative)
         return LlavaOnevision.from_folder(tiny_folder, adapter=path)
 
     return load

@@ -21,7 +21,8 @@ from transformers import (
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[2]))  # this pack
 
-from mindedit_core.backbones.lora import LoraPair, save_adapter
+from mindedit_core.backbones.adapter_files import save_adapter
+from mindedit_core.backbones.lora import LoraPair
 from mindedit_core.backbones.vision_head import VisionHead
 
 LLAVA, HEAD = "llava-onevision-qwen2-0.5b-ov-hf", "random.safetensors"

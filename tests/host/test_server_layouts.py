@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mindedit_core.backbones import lora
+from mindedit_core.backbones import adapter_files
 from mindedit_core.backbones.states_head import StatesHead
 from mindedit_core.bridges.ip_adapter import IPAdapter
 from mindedit_core.checkpoint import read_metadata, save_checkpoint
@@ -28,13 +28,13 @@ def states(mini_folder) -> tuple[int, int, str]:
 def head(server, mini_folder, states) -> str:
     """models/mindedit/states.safetensors: the mini's LoRA and a random head of states."""
     tokens, width, space = states
-    old = lora.read_adapter(mini_folder / "mind_edit.safetensors")
+    old = adapter_files.read_adapter(mini_folder / "mind_edit.safetensors")
     torch.manual_seed(0)
     new = StatesHead(old.config["hidden_size"], width, tokens=tokens, width=64)
     torch.nn.init.normal_(new.linear_out.weight)
     config = {**old.config, "clip_space": {"name": space, "dim": width}}
     path = server.base / "models" / "mindedit" / "states.safetensors"
-    lora.save_adapter(path, old.pairs, new, config, negative_image_embeds=torch.randn(tokens, width))
+    adapter_files.save_adapter(path, old.pairs, new, config, negative_image_embeds=torch.randn(tokens, width))
     return path.name
 
 

@@ -22,7 +22,7 @@ GARBAGE = "not a complete safetensors file"
 @pytest.fixture(scope="module")
 def folder(server, mini_folder, tiny_llava):
     """models/LLM: the mini's MLLM, bf16 in shards; models/mindedit: its adapter, and one with its LoRA turned."""
-    from mindedit_core.backbones import lora
+    from mindedit_core.backbones import adapter_files
     from mindedit_core.backbones.llava_onevision import LlavaOnevision
 
     mllm = LlavaOnevision.from_folder(mini_folder)
@@ -31,9 +31,9 @@ def folder(server, mini_folder, tiny_llava):
     adapters = server.base / "models" / "mindedit"
     adapters.mkdir(parents=True, exist_ok=True)
     shutil.copy(mini_folder / "mind_edit.safetensors", adapters / A)
-    own = lora.read_adapter(adapters / A)
+    own = adapter_files.read_adapter(adapters / A)
     turned = {module: replace(pair, alpha=-pair.alpha) for module, pair in own.pairs.items()}
-    lora.save_adapter(adapters / B, turned, own.head, own.config)
+    adapter_files.save_adapter(adapters / B, turned, own.head, own.config)
     return place
 
 

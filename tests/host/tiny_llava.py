@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mindedit_core.backbones.lora import save_adapter
+from mindedit_core.backbones.adapter_files import save_adapter
 from mindedit_core.systems.tiny import tiny_mind_edit
 
 CHAT = (

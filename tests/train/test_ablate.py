@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mindedit_core import load_system
-from mindedit_core.backbones.lora import LoraPair, read_adapter, save_adapter
+from mindedit_core.backbones.adapter_files import read_adapter, save_adapter
+from mindedit_core.backbones.lora import LoraPair
 from train import ablate
 from train.evaluate import singles
 

@@ -7,7 +7,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.nn import functional as F
 
-from mindedit_core.backbones.lora import read_adapter
+from mindedit_core.backbones.adapter_files import read_adapter
 from mindedit_core.checkpoint import read_metadata
 from mindedit_core.contracts import Plan
 from mindedit_core.model_files import MINI_FOLDER

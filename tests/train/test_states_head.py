@@ -9,7 +9,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from mindedit_core.backbones.lora import read_adapter
+from mindedit_core.backbones.adapter_files import read_adapter
 from mindedit_core.backbones.states_head import StatesHead
 from mindedit_core.checkpoint import read_metadata
 from mindedit_core.model_files import MINI_FOLDER

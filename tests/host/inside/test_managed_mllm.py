@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mindedit_core.backbones import lora
+from mindedit_core.backbones import adapter_files, lora
 from mindedit_core.backbones.llava_onevision import LlavaOnevision
 from mindedit_core.contracts import Misfit, Plan, Region
 from mindedit_core.designers.self_mllm import SelfMLLM
@@ -105,7 +105,7 @@ def test_the_models_live_no_longer_than_the_socket_value(mini_folder, image):
 
 
 def test_the_lora_on_equals_the_headless_merge_and_off_is_bit_exact(mllm, mini_folder):
-    adapter = lora.read_adapter(mini_folder / "mind_edit.safetensors")
+    adapter = adapter_files.read_adapter(mini_folder / "mind_edit.safetensors")
     plain = from_paths(mini_folder).core.model
     before = {name: parameter.clone() for name, parameter in plain.state_dict().items()}
     lora.merge(plain, adapter.pairs)
@@ -122,7 +122,7 @@ def test_the_lora_on_equals_the_headless_merge_and_off_is_bit_exact(mllm, mini_f
 
 def test_the_lora_is_summed_in_fp32_wherever_the_host_would_sum_in_fp16(mllm, mini_folder, monkeypatch):
     """On a GPU the host would merge in fp16: the boxes' weights convert to fp32 for the sum."""
-    adapter = lora.read_adapter(mini_folder / "mind_edit.safetensors")
+    adapter = adapter_files.read_adapter(mini_folder / "mind_edit.safetensors")
     plain = from_paths(mini_folder).core.model
     lora.merge(plain, adapter.pairs)
     mllm.patcher.detach()
@@ -294,9 +294,9 @@ def test_choices(mini_folder, tmp_path):
 
 
 def test_an_adapter_of_another_mllm_is_refused(mini_folder, tmp_path):
-    adapter = lora.read_adapter(mini_folder / "mind_edit.safetensors")
+    adapter = adapter_files.read_adapter(mini_folder / "mind_edit.safetensors")
     path = tmp_path / "other.safetensors"
-    lora.save_adapter(path, adapter.pairs, adapter.head, {**adapter.config, "hidden_size": 896})
+    adapter_files.save_adapter(path, adapter.pairs, adapter.head, {**adapter.config, "hidden_size": 896})
     with pytest.raises(Misfit, match="hidden_size 896"):
         from_paths(mini_folder, path)
 

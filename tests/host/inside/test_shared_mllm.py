@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_llava import write_adapter, write_llava  # tests/host, which conftest.py puts on the path
 
-from mindedit_core.backbones import lora
+from mindedit_core.backbones import adapter_files, lora
 from mindedit_core.backbones.llava_onevision import LlavaOnevision
 from mindedit_core.contracts import Misfit
 from mindedit_core.hosts import comfy_folders, comfy_mllm_loading
@@ -122,8 +122,9 @@ def test_an_adapter_takes_the_place_of_another_and_none_takes_it_off(models, ima
 
 
 def test_an_adapter_of_another_mllm_is_refused_and_changes_nothing(models, tmp_path):
-    adapter = lora.read_adapter(models / "mindedit" / A)
-    path = lora.save_adapter(tmp_path / "x.safetensors", adapter.pairs, None, {**adapter.config, "hidden_size": 896})
+    adapter = adapter_files.read_adapter(models / "mindedit" / A)
+    other = {**adapter.config, "hidden_size": 896}
+    path = adapter_files.save_adapter(tmp_path / "x.safetensors", adapter.pairs, None, other)
     bare = load_mllm(NAME, None)
     with pytest.raises(Misfit, match="hidden_size 896"):
         bare.with_adapter(path)
@@ -149,7 +150,7 @@ def test_patched_weights_equal_the_headless_merge_bit_for_bit(tiny_parts, models
 
 def test_a_lora_that_peft_saved_is_patched_in_as_it_is_merged(models, tmp_path, image):
     """adapter_config.json beside adapter_model.safetensors: the text changes, and there is no insight."""
-    pairs = lora.read_adapter(models / "mindedit" / A).pairs
+    pairs = adapter_files.read_adapter(models / "mindedit" / A).pairs
     tensors = {f"base_model.model.{module}.lora_A.weight": pair.down for module, pair in pairs.items()}
     tensors |= {f"base_model.model.{module}.lora_B.weight": pair.up for module, pair in pairs.items()}
     path = tmp_path / "adapter_model.safetensors"
@@ -157,7 +158,7 @@ def test_a_lora_that_peft_saved_is_patched_in_as_it_is_merged(models, tmp_path, 
         save_file(tensors, path)
     path.with_name("adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 5, "use_rslora": True}))
     patched, headless = from_paths(models / "LLM" / NAME, path), from_paths(models / "LLM" / NAME).core.model
-    lora.merge(headless, lora.read_adapter(path).pairs)
+    lora.merge(headless, adapter_files.read_adapter(path).pairs)
     mm.load_models_gpu([patched.patcher])
     ours = patched.core.model.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in headless.state_dict().items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mindedit_core.backbones import lora
+from mindedit_core.backbones import adapter_files
 from mindedit_core.backbones.llava_onevision import NO_NEGATIVE, LlavaOnevision
 from mindedit_core.backbones.states_head import StatesHead
 from mindedit_core.contracts import Plan
@@ -20,7 +20,7 @@ SPACE = {"name": "tiny-clip", "dim": WIDTH}
 @pytest.fixture(scope="module")
 def file(mini_folder, tmp_path_factory):
     """path(told): an adapter for the mini in use whose head predicts states, told of the zero image or not."""
-    old = lora.read_adapter(mini_folder / "mind_edit.safetensors")
+    old = adapter_files.read_adapter(mini_folder / "mind_edit.safetensors")
     with torch.inference_mode(False):
         torch.manual_seed(0)
         head = StatesHead(old.config["hidden_size"], WIDTH, tokens=STATES, width=64)
@@ -30,7 +30,7 @@ def file(mini_folder, tmp_path_factory):
         place = tmp_path_factory.mktemp("adapter") / "states.safetensors"
         negative = torch.full((STATES, WIDTH), 0.5) if told else None
         config = {**old.config, "clip_space": SPACE}
-        return lora.save_adapter(place, old.pairs, head, config, torch.float16, negative_image_embeds=negative)
+        return adapter_files.save_adapter(place, old.pairs, head, config, torch.float16, negative_image_embeds=negative)
 
     return path
 
