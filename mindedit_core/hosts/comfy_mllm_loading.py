@@ -55,10 +55,9 @@ def from_paths(
     folder: Path, adapter: Path | None = None, mllm_id: str | None = None, dtype: str = AUTO
 ) -> ManagedMLLM:
     """As `load_mllm`, from a model folder and an adapter file, read anew."""
-    from ..backbones.llava_loading import MINI_WEIGHTS
     from ..backbones.llava_onevision import LlavaOnevision
 
-    is_mini = (folder / MINI_WEIGHTS).is_file()
+    is_mini = weights_of(folder) != folder
     chosen = precision_of(folder, dtype)
     log.info("reading %s: %s", folder, chosen)
     options = {} if mllm_id is None else {"mllm_id": mllm_id}
@@ -75,30 +74,33 @@ def from_paths(
     return bare if adapter is None else bare.with_adapter(adapter)
 
 
+def weights_of(folder: Path) -> Path:
+    """The mini's one file of weights; else the folder itself, with its shards."""
+    from ..backbones.llava_loading import MINI_WEIGHTS
+
+    mini = folder / MINI_WEIGHTS
+    return mini if mini.is_file() else folder
+
+
 def precision_of(folder: Path, dtype: str = AUTO) -> Precision:
     """How an MLLM's folder will be kept and computed here, from the headers alone: every shard is there and whole.
 
     The mini is small enough to be computed in fp32 everywhere, unless another dtype was chosen.
     """
-    from ..backbones.llava_loading import MINI_WEIGHTS, stored_dtype
+    from ..backbones.llava_loading import stored_dtype
 
-    weights = folder / MINI_WEIGHTS
-    is_mini = weights.is_file()
-    read_shapes(weights if is_mini else folder)
-    stored = stored_dtype(weights if is_mini else folder)
-    if is_mini and dtype == AUTO:
+    weights = weights_of(folder)
+    read_shapes(weights)
+    stored = stored_dtype(weights)
+    if weights != folder and dtype == AUTO:
         return Precision(torch.float32, stored, "it is small")
     return precision(dtype, stored, mm.text_encoder_device())
 
 
 def describe(choice: str, dtype: str = AUTO) -> str:
     """What the user should know before a wait: `0.9 B parameters, weights kept in bf16, computed in fp32: why`."""
-    from ..backbones.llava_loading import MINI_WEIGHTS
-
     folder = resolve_mllm(choice)
-    weights = folder / MINI_WEIGHTS
-    shapes = read_shapes(weights if weights.is_file() else folder)
-    count = sum(torch.Size(shape).numel() for shape in shapes.values())
+    count = sum(torch.Size(shape).numel() for shape in read_shapes(weights_of(folder)).values())
     return f"{count / 1e9:.1f} B parameters, {precision_of(folder, dtype)}"
 
 

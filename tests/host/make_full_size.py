@@ -23,23 +23,9 @@ import comfy.sd1_clip  # noqa: E402
 import torch  # noqa: E402
 from random_weights import base_adapter, random_like  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from unet_config import sd15_unet  # noqa: E402
 
 ops = comfy.ops.manual_cast
-UNET = {
-    "image_size": 32,
-    "in_channels": 8 if instructed else 9,
-    "out_channels": 4,
-    "model_channels": 320,
-    "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": [1, 2, 4, 4],
-    "num_heads": 8,
-    "use_spatial_transformer": True,
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    "transformer_depth_middle": 1,
-    "context_dim": 768,
-    "legacy": False,
-}
 VAE = {
     "double_z": True,
     "z_channels": 4,
@@ -57,7 +43,8 @@ CROSS_ATTENTIONS = [320] * 2 + [640] * 2 + [1280] * 2 + [1280] * 3 + [640] * 3 +
 
 
 def checkpoint() -> dict[str, torch.Tensor]:
-    unet = openaimodel.UNetModel(**UNET, operations=ops).state_dict()
+    layout = sd15_unet(in_channels=8 if instructed else 9)
+    unet = openaimodel.UNetModel(**layout, operations=ops).state_dict()
     vae = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=VAE, embed_dim=4).state_dict()
     text = comfy.sd1_clip.SD1ClipModel().clip_l.transformer.state_dict()
     tensors = {f"model.diffusion_model.{name}": random_like(name, value) for name, value in unet.items()}

@@ -22,23 +22,9 @@ import comfy.sd1_clip  # noqa: E402
 import torch  # noqa: E402
 from random_weights import base_adapter, random_like  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from unet_config import sd15_unet  # noqa: E402
 
 WIDTH, CHANNELS, LAYERS = 768, 320, 16  # what the host and IPAdapter_plus know SD1.5 by
-UNET = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": CHANNELS,
-    "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": [1, 1, 1, 1],
-    "num_heads": 8,
-    "use_spatial_transformer": True,
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    "transformer_depth_middle": 1,
-    "context_dim": WIDTH,
-    "legacy": False,
-}
 
 
 def random_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -55,7 +41,8 @@ def write(tensors: dict[str, torch.Tensor], *place: str) -> None:
     save_file(tensors, path)
 
 
-unet = openaimodel.UNetModel(**UNET, operations=comfy.ops.manual_cast)
+layout = sd15_unet(CHANNELS, (1, 1, 1, 1), WIDTH)
+unet = openaimodel.UNetModel(**layout, operations=comfy.ops.manual_cast)
 write(random_of(unet), "diffusion_models", "small.safetensors")
 write(random_of(comfy.sd1_clip.SD1ClipModel().clip_l.transformer), "text_encoders", "clip-l.safetensors")
 write(adapter(), "ipadapter", "one.safetensors")

@@ -10,6 +10,7 @@ import comfy.sample
 import comfy.supported_models
 import torch
 from torch import Tensor
+from unet_config import sd15_unet
 
 from mindedit_core.contracts import Insight
 
@@ -19,29 +20,9 @@ CROSS_ATTENTIONS = [1] * 2 + [2] * 2 + [2] * 2 + [2] * 6 + [1] * 3 + [2]  # widt
 MIDDLE = 2 * len(CROSS_ATTENTIONS) - 1  # the number of the middle block's projections in that file
 
 
-def unet_config() -> dict:
-    return {
-        "image_size": 32,
-        "in_channels": 4,
-        "out_channels": 4,
-        "model_channels": CHANNELS,
-        "channel_mult": list(LEVELS),
-        "num_res_blocks": [2, 2, 2, 2],
-        "num_heads": 8,
-        "use_spatial_transformer": True,
-        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-        "transformer_depth_middle": 1,
-        "context_dim": WIDTH,
-        "use_linear_in_transformer": False,
-        "adm_in_channels": None,
-        "legacy": False,
-    }
-
-
 def narrow_model():
     """A MODEL; weights keep the variance of what goes through them, norms are the identity."""
-    config = comfy.supported_models.SD15(unet_config())
+    config = comfy.supported_models.SD15(sd15_unet(CHANNELS, LEVELS, WIDTH))
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, device=torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,38 @@ def mini_folder(request):
         if MINI_VARIABLE not in os.environ:
             patch.setenv(MINI_VARIABLE, str(request.getfixturevalue("tiny_folder")))
         yield Path(os.environ[MINI_VARIABLE])
+
+
+@contextmanager
+def only_models(folder: Path) -> Iterator[Path]:
+    """The host with `folder` as its models folder, and folder keys as at its start."""
+    import folder_paths
+
+    from mindedit_core.hosts.comfy_folders import WHAT
+
+    known = {key: value for key, value in folder_paths.folder_names_and_paths.items() if key not in WHAT}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_paths, "folder_names_and_paths", known)
+        patch.setattr(folder_paths, "models_dir", str(folder))
+        patch.setattr(folder_paths, "filename_list_cache", {})
+        yield folder
+
+
+@pytest.fixture
+def unregistered_models(tmp_path):
+    """An empty models folder that our folder keys are yet to be added to."""
+    with only_models(tmp_path):
+        yield tmp_path
+
+
+@pytest.fixture(scope="module")
+def module_models(tmp_path_factory):
+    """A models folder for the tests of a module, ours among its keys."""
+    from mindedit_core.hosts.comfy_folders import register
+
+    with only_models(tmp_path_factory.mktemp("models")) as folder:
+        register()
+        yield folder
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from diffusers import UNet2DConditionModel
+from unet_config import sd15_unet  # tests/host, which conftest.py puts on the path
 
 from mindedit_core.checkpoint import CheckpointError
 from mindedit_core.contracts import Insight, Misfit
@@ -32,23 +33,7 @@ LEVELS = (32, 64, 64, 64)  # SD1.5's layout, narrow: 16 cross-attentions
 
 
 def host_config(width=WIDTH):
-    return {
-        "image_size": 32,
-        "in_channels": 4,
-        "out_channels": 4,
-        "model_channels": LEVELS[0],
-        "channel_mult": [level // LEVELS[0] for level in LEVELS],
-        "num_res_blocks": [2, 2, 2, 2],
-        "num_heads": 8,
-        "use_spatial_transformer": True,
-        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-        "transformer_depth_middle": 1,
-        "context_dim": width,
-        "use_linear_in_transformer": False,
-        "adm_in_channels": None,
-        "legacy": False,
-    }
+    return sd15_unet(LEVELS[0], [level // LEVELS[0] for level in LEVELS], width)
 
 
 def diffusers_unet():

@@ -20,13 +20,8 @@ from mindedit_core.hosts.comfy_mllm_loading import from_paths
 
 
 @pytest.fixture
-def models(tmp_path, monkeypatch):
-    """An empty models folder, and folder keys as at the host's start."""
-    known = {key: value for key, value in folder_paths.folder_names_and_paths.items() if key not in comfy_folders.WHAT}
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    return tmp_path
+def models(unregistered_models):
+    return unregistered_models
 
 
 def put(path, text=""):

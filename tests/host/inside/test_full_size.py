@@ -11,7 +11,6 @@ from pathlib import Path
 
 import comfy.sd
 import comfy.utils
-import folder_paths
 import full_size_mllm  # tests/host, which conftest.py puts on the path
 import numpy as np
 import pytest
@@ -45,19 +44,6 @@ def photograph() -> torch.Tensor:
     return torch.from_numpy(np.asarray(picture).copy()).float()[None] / 255.0
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A models folder of its own."""
-    folder = tmp_path_factory.mktemp("models")
-    known = {key: value for key, value in folder_paths.folder_names_and_paths.items() if key not in comfy_folders.WHAT}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder_paths, "folder_names_and_paths", known)
-        patch.setattr(folder_paths, "models_dir", str(folder))
-        patch.setattr(folder_paths, "filename_list_cache", {})
-        comfy_folders.register()
-        yield folder
-
-
 # Published layouts, random weights ------------------------------------------------------------------------------------
 
 
@@ -82,7 +68,7 @@ def stable_diffusion():
 
 
 @pytest.fixture(scope="module")
-def checkpoint(stable_diffusion, models):
+def checkpoint(stable_diffusion, module_models):
     """One file, as `sd-v1-5-inpainting`: the host's names for the UNet; VAE and text as the host reads them too."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -101,13 +87,13 @@ def checkpoint(stable_diffusion, models):
     tensors |= {f"first_stage_model.{key}": value for key, value in vae.state_dict().items()}
     for key, value in text.state_dict().items():
         tensors[f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}"] = value
-    path = models / "sd-v1-5-inpainting.safetensors"
+    path = module_models / "sd-v1-5-inpainting.safetensors"
     save_file({key: value.contiguous() for key, value in tensors.items()}, path)
     return path
 
 
 @pytest.fixture(scope="module")
-def ip_adapter(stable_diffusion, models):
+def ip_adapter(stable_diffusion, module_models):
     """models/ipadapter/ip-adapter_sd15.safetensors, its keys and shapes as published."""
     generator = torch.Generator().manual_seed(1)
     tensors = {
@@ -123,24 +109,24 @@ def ip_adapter(stable_diffusion, models):
             for side in "kv":
                 weight = 5.0 * torch.randn(shape, generator=generator) * TOKEN_DIM**-0.5
                 tensors[f"ip_adapter.{k}.to_{side}_ip.weight"] = weight
-    path = models / "ipadapter" / "ip-adapter_sd15.safetensors"
+    path = module_models / "ipadapter" / "ip-adapter_sd15.safetensors"
     path.parent.mkdir()
     save_file(tensors, path)
     return tensors
 
 
 @pytest.fixture(scope="module")
-def llava(models):
+def llava(module_models):
     with torch.inference_mode(False):
-        folder = full_size_mllm.write_llava(Path(comfy.__path__[0]).parent, models)
+        folder = full_size_mllm.write_llava(Path(comfy.__path__[0]).parent, module_models)
     gc.collect()
     return folder
 
 
 @pytest.fixture(scope="module")
-def head(llava, models):
+def head(llava, module_models):
     with torch.inference_mode(False):
-        return full_size_mllm.write_head(models)
+        return full_size_mllm.write_head(module_models)
 
 
 # The MLLM -------------------------------------------------------------------------------------------------------------

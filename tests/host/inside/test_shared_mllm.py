@@ -8,7 +8,6 @@ import os
 import weakref
 
 import comfy.model_management as mm
-import folder_paths
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -26,20 +25,13 @@ TOKENS = 6
 
 
 @pytest.fixture(scope="module")
-def models(tiny_parts, tmp_path_factory):
+def models(tiny_parts, module_models):
     """models/LLM/llava-tiny in bf16 and two adapters in models/mindedit, as a host's only models."""
-    folder = tmp_path_factory.mktemp("models")
     with torch.inference_mode(False):
-        write_llava(folder / "LLM" / NAME, tiny_parts)
+        write_llava(module_models / "LLM" / NAME, tiny_parts)
         for seed, name in enumerate((A, B)):
-            write_adapter(folder / "mindedit" / name, tiny_parts, seed)
-    known = {key: value for key, value in folder_paths.folder_names_and_paths.items() if key not in comfy_folders.WHAT}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder_paths, "folder_names_and_paths", known)
-        patch.setattr(folder_paths, "models_dir", str(folder))
-        patch.setattr(folder_paths, "filename_list_cache", {})
-        comfy_folders.register()
-        yield folder
+            write_adapter(module_models / "mindedit" / name, tiny_parts, seed)
+    return module_models
 
 
 @pytest.fixture
