@@ -15,7 +15,7 @@ What `llava-0.5b` needs is printed by train.bench.joint. No score of it is known
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +57,7 @@ class MindEdit(Training):
     data: a reader of train.readers, data_options its key=value;  t_opt: what train.build_t_opt wrote, None: the data's
     programs: share of multi-step wishes in the endless world;  held_out: records to validate on
     cache: folder for what frozen models say of the data, None: encode it again every time
+    together: answers of like length that are read in one pass, so that few are padded to the longest; None: the batch
     out: the adapter file, None: mind_edit.safetensors in `weights`
     """
 
@@ -78,11 +79,12 @@ class MindEdit(Training):
     cache: Path | None = None
     mllm_dtype: Literal["float32", "bfloat16"] = "float32"
     max_side: int | None = None
+    together: int | None = None
     out: Path | None = None
 
 
 PRESETS = {
-    "mini": MindEdit(steps=3000, learning_rate=2e-3, batch_size=16, ema=0.998),
+    "mini": MindEdit(steps=3000, learning_rate=2e-3, batch_size=16, ema=0.998, together=4),
     "llava-0.5b": MindEdit(mllm="models/LLM/llava-onevision-qwen2-0.5b-ov-hf", clip="models/clip_vision/CLIP-ViT-H-14",
                            clip_space="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", layer=18, head_width=None, rank=32,
                            alpha=64.0, steps=6000, learning_rate=2e-4, batch_size=8, accumulate=2, workers=4,
@@ -134,27 +136,42 @@ class Student(nn.Module):
             self.head.load_state_dict(adapter.head.state_dict())
 
     def forward(self, batch: dict) -> Losses:
-        out, wanted = self.read(batch)
-        named = {"text": text_loss(out.logits, out.targets)} if self.writes else {}
+        samples = sorted(self.samples(batch), key=lambda sample: len(sample["prompt"]) + len(sample["answer"]))
+        size = self.config.together or len(samples)
+        passes = [self.answers(samples[first:first + size]) for first in range(0, len(samples), size)]
+        named = {}
+        if self.writes:
+            named["text"] = torch.cat([text_losses(out.logits, out.targets) for out in passes]).mean()
         if self.foresees:
-            predicted = self.head(out.states, out.mask).float()
-            named["insight"] = self.config.insight_weight * foresight_loss(self.head, predicted, wanted)
+            predicted = torch.cat([self.head(out.states, out.mask) for out in passes]).float()
+            named["insight"] = self.config.insight_weight * foresight_loss(self.head, predicted, targets_of(samples))
         return named
 
-    def read(self, batch: dict) -> tuple[AnswerPass, Tensor]:
-        """The teacher-forced answers of a batch, and the embeddings of its targets."""
+    def read(self, batch: dict) -> tuple[AnswerPass, Tensor | None]:
+        """The teacher-forced answers of a batch in one pass, and the embeddings of its targets if it foresees."""
+        samples = self.samples(batch)
+        return self.answers(samples), targets_of(samples) if self.foresees else None
+
+    def samples(self, batch: dict) -> list[dict[str, Tensor]]:
+        """What the frozen parts say of every record."""
         with torch.autocast(device().type, enabled=False):
-            samples = [self.encoder.fill(*pair) for pair in zip(batch["records"], batch["found"], strict=True)]
+            return [self.encoder.fill(*pair) for pair in zip(batch["records"], batch["found"], strict=True)]
+
+    def answers(self, samples: Sequence[dict[str, Tensor]]) -> AnswerPass:
         prompts, answers = ([sample[name].tolist() for sample in samples] for name in ("prompt", "answer"))
         inputs = self.mllm.token_batch(prompts, answers, [sample["features"] for sample in samples])
-        wanted = torch.stack([sample["target"] for sample in samples]).float().to(device())
-        return self.mllm.answer_pass(inputs, layer=self.config.layer), wanted
+        return self.mllm.answer_pass(inputs, layer=self.config.layer)
 
     def calibrate(self, rows: Callable[[int], list[EditRecord]]) -> None:
         """Before a head of states is trained: mean and spread of the first training pictures' states."""
         batches = (rows(number) for number in range(-(-CALIBRATED // self.config.batch_size)))
         found = [self.encoder.fill(record, self.encoder.find(record))["target"] for some in batches for record in some]
         self.head.calibrate(torch.stack(found).float().to(self.head.mean.device))
+
+
+def targets_of(samples: Sequence[dict[str, Tensor]]) -> Tensor:
+    """What is to be foreseen: float[B, dim], or float[B, tokens, dim] of a head of states."""
+    return torch.stack([sample["target"] for sample in samples]).float().to(device())
 
 
 def new_head(hidden_size: int, target: ClipTarget, width: int | None) -> nn.Module:
@@ -189,11 +206,11 @@ def parts_of(mllm: LlavaOnevision, target: ClipTarget, config: MindEdit) -> list
     inner = mllm.model.model
     seeing = f"{fingerprint(inner.vision_tower)} {fingerprint(inner.multi_modal_projector)} {mllm.max_side} {size}"
     reading = f"{mllm.base_id} {len(mllm.tokenizer)} {mllm.base_template} {mllm.max_side}"
-    return [
-        Part("picture", seeing, lambda record: pixels(record.source), picture),
-        Part("tokens", f"{reading} {config.variant == 'insight'}", texts, tokens),
-        Part("target", target.settings, lambda record: pixels(record.target), embedding),
-    ]
+    seen = [Part("picture", seeing, lambda record: pixels(record.source), picture),
+            Part("tokens", f"{reading} {config.variant == 'insight'}", texts, tokens)]
+    if config.variant == "text":  # it foresees nothing
+        return seen
+    return [*seen, Part("target", target.settings, lambda record: pixels(record.target), embedding)]
 
 
 def pixels(image) -> list[bytes]:
@@ -205,10 +222,10 @@ def texts(record: EditRecord) -> list[bytes]:
     return [record.instruction.encode(), answer(record).encode(), str(record.source.shape).encode()]
 
 
-def text_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy, its mean over each answer first.  logits: float[B, L, V];  targets: int[B, L], -100 is padding"""
+def text_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """-> float[B]: each answer's mean cross entropy.  logits: float[B, L, V];  targets: int[B, L], -100 is padding"""
     each = F.cross_entropy(logits.float().movedim(-1, 1), targets, ignore_index=IGNORED, reduction="none")
-    return (each.sum(1) / (targets != IGNORED).sum(1)).mean()
+    return each.sum(1) / (targets != IGNORED).sum(1)
 
 
 # The recipe ----------------------------------------------------------------------------------------------------------

@@ -74,6 +74,20 @@ def test_activations_that_are_computed_again_give_the_same_gradients():
         torch.testing.assert_close(plain[name], again[name], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("together", [1, 2])
+def test_answers_read_by_length_give_the_gradients_of_one_pass(together):
+    whole, parts = gradients(student(together=None)), gradients(student(together=together))
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_text_alone_asks_nothing_of_the_target():
+    pupil = student(variant="text")
+    assert set(pupil.encoder.parts) == {"picture", "tokens"}
+    assert pupil.read(batch())[1] is None
+
+
 def test_every_record_weighs_the_same_however_long_its_answer():
     pupil = student()
     whole = pupil(batch())["text"]
