@@ -119,13 +119,21 @@ def kill_after(child: subprocess.Popen, steps: int, wait: float) -> int:
 
 def kill_again_and_again(start, folder: Path, kills: int, seed: int) -> list[int]:
     """Kills a run at random moments and resumes it each time, to its end; returns the steps that it was killed in."""
-    moments, ends = random.Random(seed), []
+    moments, ends, torn = random.Random(seed), [], {}
     for _ in range(kills):
         ends.append(kill_after(start(folder), moments.randint(1, 10), moments.uniform(0, LONGEST_WAIT)))
         saved = progress_of(folder)["step"]
         assert saved in (ends[-1], ends[-1] + 1)  # a step begins only after the one before it was saved
+        torn = half_written(folder, ends[-1]) | torn
     assert finish(start(folder)) == 0
+    sys.stdout.write(f"\n{kills} kills in steps {ends} of {STEPS}, those in {sorted(torn.values())} while saving")
     return ends
+
+
+def half_written(folder: Path, step: int) -> dict[int, int]:
+    """{moment: step} if a kill left a part of a checkpoint; what an earlier one left has its own moment."""
+    part = folder / checkpoints.PART
+    return {part.stat().st_mtime_ns: step} if part.exists() else {}
 
 
 def leaves(tree) -> list:
