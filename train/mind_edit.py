@@ -84,7 +84,7 @@ class MindEdit(Training):
 
 
 PRESETS = {
-    "mini": MindEdit(steps=3000, learning_rate=2e-3, batch_size=16, ema=0.998, together=4),
+    "mini": MindEdit(steps=2200, learning_rate=2e-3, batch_size=16, ema=0.998, programs=0.35, together=4),
     "llava-0.5b": MindEdit(mllm="models/LLM/llava-onevision-qwen2-0.5b-ov-hf", clip="models/clip_vision/CLIP-ViT-H-14",
                            clip_space="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", layer=18, head_width=None, rank=32,
                            alpha=64.0, steps=6000, learning_rate=2e-4, batch_size=8, accumulate=2, workers=4,

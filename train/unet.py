@@ -1,8 +1,9 @@
 """Trains the mini's painters: SD1.5-type UNets on cached latents, text by the frozen CLIP.
 
-    python -m train.unet                             # inpaint: about 100 minutes on one core of a small CPU
+    python -m train.unet                             # inpaint: about 4 hours on one core of a small CPU
     python -m train.unet --config img2img            # whichever comes second starts from the first
-    measured after 7600 steps: 94 % of unseen edits right with the true mask and T_opt (inpaint)
+    measured after 12,406 steps with the true mask and T_opt (inpaint): 99 % of unseen edits right, and 86 % of wishes
+    of 2 to 4 edits
 
 Epsilon prediction on SD1.5's noise schedule, weighted as EDM weights pictures (`losses.edm_weight`), text dropped one
 time in ten.
