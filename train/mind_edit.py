@@ -10,6 +10,7 @@ Loss (the paper prints none; ours): cross entropy of T_opt through the frozen te
 (by tokens, programs of many steps drown the single edits), plus `losses.insight_loss` between v_insight and the CLIP
 embedding of the target picture. The VisionHead pools the states of layer m from the last prompt token to the last
 token fed; the variant `insight` reads the wish alone, since it writes nothing.
+The mini's own (`--set seed=2`): T_opt exact for 95 % of unseen single edits, cosine of v_insight 0.97; all in README.
 What `llava-0.5b` needs is printed by train.bench.joint. No score of it is known: nobody has trained it yet.
 """
 
