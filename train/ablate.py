@@ -29,7 +29,7 @@ from mindedit_core.contracts import Insight, Plan
 from mindedit_core.metrics import bootstrap_interval, paired_interval, paired_p_value
 from mindedit_core.scenes import EVALUATION_SEEDS, OPERATIONS, Sample, sample
 from mindedit_core.systems import System, load_system
-from train.evaluate import chunks, commit, design, judged, masks, paint, pictures, programs, singles
+from train.evaluate import chunks, commit, design, judged, masks, paint, pictures, programs, singles, texts_right
 
 TABLES = {  # column -> whose text, whose insight
     "a": {"neither": ("raw", None), "insight only": ("raw", "joint"), "text only": ("joint", None),
@@ -40,7 +40,7 @@ TABLES = {  # column -> whose text, whose insight
 VAGUE = ("odd one out", "smallest", "biggest", "thing to the", "thing left", "thing right", "thing above",
          "thing below", "thing over", "thing under", " like ", "colour of", "as big as", "neighbour", "copy of",
          "season", "swap day")
-METRICS = ("success", "psnr", "ssim", "clip_i")
+METRICS = ("t_opt_exact", "success", "psnr", "ssim", "clip_i")
 Known = dict[str, tuple[list[Plan], list[Insight]]]  # whose -> plans and insights of all samples
 Scores = dict[str, list[float]]
 
@@ -77,7 +77,8 @@ def known(system: System, items: Sequence[Sample], adapters: Mapping[str, Path],
 
 def column(system: System, items: Sequence[Sample], told: Known, text: str, insight: str | None, options) -> Scores:
     """One column's scores, a value a sample."""
-    scores: dict[str, list[float]] = {name: [] for name in METRICS}
+    scores: Scores = {name: [] for name in METRICS}
+    scores["t_opt_exact"] = texts_right(items, told[text][0])
     for number, rows in enumerate(chunks(range(len(items)), options.batch)):
         part, mask = [items[row] for row in rows], masks([items[row] for row in rows])
         plans = [told[text][0][row] for row in rows]
@@ -85,7 +86,7 @@ def column(system: System, items: Sequence[Sample], told: Known, text: str, insi
         painted = paint(system, part, plans, insights, 0.0 if insight is None else 1.0, mask,
                         options.seed * 1000 + number)
         found = judged(part, painted, "success_mask", mask, system.painter.text_encoder)
-        for name in METRICS:
+        for name in METRICS[1:]:
             scores[name] += found["success_mask" if name == "success" else name]
     return scores
 
