@@ -10,7 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-IP_ADAPTER = "ip-adapter"  # a KIND of `mindedit convert`
+IP_ADAPTER, DIM, SANA = "ip-adapter", "dim", "sana"  # a KIND of `mindedit convert`
+CONVERT_HELP = (
+    "what it must be; anything, if this is left out. dim: a model.safetensors as Draw-In-Mind publishes it, of which "
+    "the painter's part is kept. sana: a SANA as NVlabs publishes it (.pth), for diffusers and Painter Loader"
+)
 DEMO_SEED = 2**31  # the first scene that training never saw
 DEMO_FOLDER = Path("build") / "demo"
 PAINT_OPTIONS = (
@@ -35,8 +39,8 @@ def edit_file(arguments: argparse.Namespace) -> int:
     for note in (*notes, *mask_notes):
         say_note(note)
     system = load(arguments.system)
-    if system.name == "mini" and image.shape[1:3] != (128, 128):
-        say_note(f"the mini knows drawn scenes of 128x128 pixels; {arguments.image} is {size_of(image)}, expect little")
+    if system.name in ("mini", "dim-mini") and image.shape[1:3] != (128, 128):
+        say_note(f"the minis know drawn scenes of 128x128 pixels; {arguments.image} is {size_of(image)}, expect little")
     if arguments.own_mask and mask is not None:
         raise ValueError("--mask and --own-mask exclude each other: whose mask is it to be?")
     where = image[..., 0] if arguments.own_mask else mask
@@ -180,13 +184,15 @@ def doctor(_: argparse.Namespace) -> int:
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """`mindedit convert [KIND] IN OUT`: the tensors of a pickle, and nothing else of it, as safetensors."""
+    """`mindedit convert [KIND] IN OUT`: the tensors of a pickle, and nothing else of it; or the painter of DIM."""
     from .checkpoint import save_checkpoint
     from .kinds import kind_of, shapes_of
     from .pickles import read_pickle
 
     if arguments.out.suffix != ".safetensors":
         raise ValueError(f"OUT must end in .safetensors, by which it is found, got {arguments.out}")
+    if arguments.kind in (DIM, SANA):
+        return convert_painter(arguments)
     tensors, said = read_pickle(arguments.source), {"recipe": "mindedit convert"}
     kind = kind_of(shapes_of(tensors)) or "of no kind known here"
     if arguments.kind == IP_ADAPTER:
@@ -194,6 +200,18 @@ def convert(arguments: argparse.Namespace) -> int:
         kind, said = config.pop("said"), {"component": "ip_adapter", "class": "IPAdapter", "config": config, **said}
     save_checkpoint(arguments.out, tensors, said)
     print(f"{len(tensors)} tensors, {kind} -> {arguments.out}")
+    return 0
+
+
+def convert_painter(arguments: argparse.Namespace) -> int:
+    """A published painter in diffusers' keys: of Draw-In-Mind tensor by tensor, and compared with what it is from."""
+    from .systems.dim_convert import convert_dim, convert_sana
+
+    if arguments.kind == SANA:
+        print(f"{convert_sana(arguments.source, arguments.out)} tensors, a SANA -> {arguments.out}")
+        return 0
+    count = convert_dim(arguments.source, arguments.out)
+    print(f"{count} tensors, a painter of Draw-In-Mind, each compared with {arguments.source} -> {arguments.out}")
     return 0
 
 
@@ -232,9 +250,9 @@ def parser() -> argparse.ArgumentParser:
         add_common(command)
     look = commands.add_parser("doctor", help="what is installed, which models are where, what is missing")
     look.set_defaults(run=doctor)
-    turn = commands.add_parser("convert", help="a pickle of weights (.bin, .pt, .ckpt) to safetensors")
-    turn.add_argument("kind", nargs="?", choices=[IP_ADAPTER], help="what it must be; anything, if this is left out")
-    turn.add_argument("source", type=Path, metavar="IN", help="the pickle; it is read without running what is in it")
+    turn = commands.add_parser("convert", help="weights to what this pack reads: pickles (.bin, .pt, .ckpt), DIM")
+    turn.add_argument("kind", nargs="?", choices=[IP_ADAPTER, DIM, SANA], help=CONVERT_HELP)
+    turn.add_argument("source", type=Path, metavar="IN", help="the file; of a pickle, nothing is run")
     turn.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
     turn.set_defaults(run=convert)
     return top
@@ -242,7 +260,7 @@ def parser() -> argparse.ArgumentParser:
 
 def add_common(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--system", default="mini", help="mini, or a folder with a system.json (default: mini)")
+    add("--system", default="mini", help="mini, dim-mini, or a folder with a system.json (default: mini)")
     add("--own-mask", action="store_true", help="paint where the language model says, in place of a mask of yours")
     add("--seed", type=int, help="of the noise, and of the wording above temperature 0 (default: 0)")
     add("--steps", type=int, help="sampler steps (default: the system's)")

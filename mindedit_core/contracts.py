@@ -26,6 +26,7 @@ from torch import Tensor
 STREAMS = ("text_tokens", "image_tokens", "spatial")
 REGION_KINDS = ("box", "background", "keep")
 GLOBAL, STATES = "global", "states"  # forms of an image embedding: float[B, Dc], and float[B, T, Dh]
+ANSWER, TURN = "answer", "turn"  # which of its states an MLLM gives: of what it wrote, or of the user's turn
 MAX_COORDINATE = 1000.0  # boxes are written in thousandths of the picture's width and height
 
 
@@ -69,7 +70,8 @@ class CapturedStates:
     """MLLM states captured during the one generation that wrote T_opt, so that `encode` need not run the MLLM again.
 
     hidden: float[B, L, D] states of layer `layer`;  mask: bool[B, L] from the last prompt token to the last token fed
-    image_key: `tensors.image_key` of the picture that was read;  mllm_id: who read it
+    image_key: `tensors.image_key` of the picture that was read, "" without one;  mllm_id: who read it
+    turn: of states of the user's turn (Draw-In-Mind), the text in it
     """
 
     hidden: Tensor
@@ -77,6 +79,7 @@ class CapturedStates:
     layer: int
     image_key: str
     mllm_id: str
+    turn: str = ""
 
     def belongs_to(self, image_key: str, mllm_id: str) -> bool:
         return self.image_key == image_key and self.mllm_id == mllm_id
@@ -157,6 +160,7 @@ class PaintSettings:
     strength: host `denoise` in 0..1, 0 returns the source;  seed: of the fp32 CPU noise
     mask: float[B, H, W] in 0..1, 1 = may change; None: the whole picture;  negative: the text to stay away from
     composite: put the source back outside the mask, pixel-exact
+    framing: how a painter of one resolution sees a picture of another (`painters.framing`): bins, pad, or crop
     """
 
     steps: int = 25
@@ -170,6 +174,7 @@ class PaintSettings:
     mask: Tensor | None = None
     negative: str = ""
     composite: bool = True
+    framing: str = "bins"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -191,7 +196,9 @@ class PaintSettings:
 
 @runtime_checkable
 class MLLM(Protocol):
-    """Reads picture and text. May also have `embed_form`, `clip_space`, `embed_dim`: what its head gives, or None."""
+    """Reads picture and text. May also have `span`, ANSWER or TURN: which states it gives; and `embed_form`,
+    `clip_space`, `embed_dim`: what its head gives, or None.
+    """
 
     mllm_id: str
     hidden_size: int
@@ -209,8 +216,8 @@ class Designer(Protocol):
 
 @runtime_checkable
 class Bridge(Protocol):
-    """Insight -> Condition. May also have `embed_form`, `clip_space`, `embed_dim` (what it reads) and `token_dim` (what
-    it emits).
+    """Insight -> Condition. May also have `span`, `hidden_size` (of the states that it reads), `embed_form`,
+    `clip_space`, `embed_dim` (of the embedding that it reads) and `token_dim` (of what it emits).
     """
 
     emits: frozenset[str]
@@ -239,17 +246,25 @@ OTHER_SPACE = (
 )
 
 
+OTHER_STATES = (
+    "a projector reads the states of the MLLM that it was trained with: Draw-In-Mind's those of Qwen2.5-VL-3B; load "
+    "that one"
+)
+
+
 def require_fit(mllm: Any, bridge: Any, painter: Any) -> None:
     """Raise Misfit, before anything slow runs, if these three cannot work together.
 
-    Compared: streams always; form, CLIP space and width of the image embedding, and the token width, where both sides
-    say theirs.
+    Compared: streams always; span and width of the states, form, CLIP space and width of the image embedding, and the
+    token width, where both sides say theirs.
     """
     if homeless := sorted(set(bridge.emits) - set(painter.accepts)):
         raise Misfit(
             f"{_name(painter)} has no place for {', '.join(homeless)} from {_name(bridge)}; it accepts "
             f"{', '.join(sorted(painter.accepts)) or 'no stream'}: choose another bridge or another painter"
         )
+    _require_equal("span", mllm, bridge, OTHER_STATES)
+    _require_equal("hidden_size", mllm, bridge, OTHER_STATES)
     _require_equal("embed_form", mllm, bridge, OTHER_FORM)
     _require_equal("clip_space", mllm, bridge, OTHER_SPACE)
     _require_equal("embed_dim", mllm, bridge, OTHER_SPACE)

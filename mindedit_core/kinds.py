@@ -28,12 +28,22 @@ def _has(shapes: Shapes, *keys: str) -> bool:
     return all(key in shapes for key in keys)
 
 
+def is_dc_ae(shapes: Shapes) -> bool:
+    """Whether an autoencoder is a DC-AE in diffusers' keys: no block in its middle, and no distribution."""
+    apart = any(key.startswith(("encoder.mid_block.", "quant_conv.")) for key in shapes)
+    return _any(shapes, "encoder.down_blocks.", "decoder.up_blocks.", "encoder.conv_out.") and not apart
+
+
 # The first match wins; each line is the smallest set of keys that no other kind has.
 KINDS: dict[str, Callable[[Shapes], bool]] = {
     "mind_edit": lambda s: (
         _any(s, "vision_head.") or (_any(s, "lora.") and any(key.endswith(".lora_A.weight") for key in s))
     ),
     "peft_lora": lambda s: _any(s, "base_model.model.") and any(key.endswith(".lora_A.weight") for key in s),
+    "dim_published": lambda s: _has(s, "projector.0.weight", "decoder.model.x_embedder.proj.weight"),
+    "dim": lambda s: _has(s, "projector.0.weight", "transformer.patch_embed.proj.weight"),
+    "sana_published": lambda s: _has(s, "x_embedder.proj.weight", "blocks.0.attn.qkv.weight"),
+    "sana": lambda s: _has(s, "patch_embed.proj.weight", "transformer_blocks.0.ff.conv_inverted.weight"),
     "ip_adapter_faceid_plus": lambda s: _any(s, "image_proj.perceiver_resampler."),
     "ip_adapter_faceid": lambda s: any(key.startswith("ip_adapter.") and "_lora." in key for key in s),
     "ip_adapter_portrait": lambda s: (

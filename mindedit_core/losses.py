@@ -20,6 +20,11 @@ def epsilon_loss(predicted: Tensor, noise: Tensor, weight: Tensor | None = None)
     return error.mean() if weight is None else (weight * error).mean()
 
 
+def flow_loss(predicted: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error of the velocity, noise - clean (arXiv 2410.10629, section 2.3); all float[B, C, h, w]."""
+    return F.mse_loss(predicted.float(), noise.float() - clean.float())
+
+
 def min_snr_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float = 5.0) -> Tensor:
     """min(SNR, gamma) / SNR, float[B]: the Min-SNR weight of an epsilon loss (arXiv 2303.09556)."""
     signal = alphas_cumprod.to(timesteps.device)[timesteps].float()

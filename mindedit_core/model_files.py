@@ -31,13 +31,18 @@ MODELS = {
     "CLIPModel": "transformers:CLIPModel",
     "CLIPTextModel": "transformers:CLIPTextModel",
     "CLIPTextModelWithProjection": "transformers:CLIPTextModelWithProjection",
+    "Gemma2Model": "transformers:Gemma2Model",
     "LlavaOnevisionForConditionalGeneration": "transformers:LlavaOnevisionForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration": "transformers:Qwen2_5_VLForConditionalGeneration",
+    "SanaTransformer2DModel": "diffusers:SanaTransformer2DModel",
     "UNet2DConditionModel": "diffusers:UNet2DConditionModel",
 }
 
 MINI_FOLDER = Path(__file__).resolve().parent / "weights" / "mini"
+DIM_FOLDER = MINI_FOLDER.parent / "dim"
 MINI_COMPONENTS = ("mllm", "mind_edit", "clip", "autoencoder", "unet", "unet_inpaint", "ip_adapter")
 TOKENIZER = "tokenizer.json"  # one, of the MLLM and of CLIP
+DIM_FILES = ("mllm.safetensors", "dim.safetensors", TOKENIZER)
 MINI_FILES = (*(f"{name}.safetensors" for name in MINI_COMPONENTS), TOKENIZER)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .contracts import STREAMS, Condition, Insight, PaintSettings, Plan, require_fit
@@ -98,13 +99,26 @@ def _one_each(instruction: str | Sequence[str], batch: int) -> list[str]:
 
 
 def join_conditions(conditions: Sequence[Condition]) -> Condition:
-    """One condition for a batch. Raises ValueError unless every picture has the same streams, of the same length."""
+    """One condition for a batch; text tokens under a mask may be of unequal length.
+
+    Raises ValueError unless every picture has the same streams, else of the same length.
+    """
     if len({condition.streams for condition in conditions}) != 1:
         raise ValueError(
             "pictures of one batch need the same streams, got "
             f"{' and '.join(str(sorted(condition.streams)) for condition in conditions)}; edit them one by one"
         )
+    if all(condition.text_mask is not None for condition in conditions):
+        length = max(condition.text_tokens.shape[1] for condition in conditions)
+        conditions = [_padded(condition, length) for condition in conditions]
     return Condition(**{name: _joined(name, conditions) for name in STREAM_TENSORS})
+
+
+def _padded(condition: Condition, length: int) -> Condition:
+    """Masked text tokens filled up to `length` with zeros, which the mask leaves out."""
+    missing = length - condition.text_tokens.shape[1]
+    tokens, mask = F.pad(condition.text_tokens, (0, 0, 0, missing)), F.pad(condition.text_mask, (0, missing))
+    return replace(condition, text_tokens=tokens, text_mask=mask)
 
 
 def _joined(name: str, conditions: Sequence[Condition]) -> Tensor | None:

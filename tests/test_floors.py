@@ -1,6 +1,7 @@
 """The house: imports only go down. Read from the source by AST, so that nothing has to be imported to check it.
 
-0 contracts, tensors, registry, checkpoint      1 attention, kinds, losses, metrics, pickles, prompts, regions, scenes/
+0 blueprint, checkpoint, contracts, registry, tensors
+1 attention, dim/, kinds, losses, metrics, pickles, prompts, regions, scenes/, streamed
 2 model_files, backbones/, bridges/, designers/, painters/      3 systems/, pipeline, hosts/
 4 __init__, __main__, nodes/, train/ and the root
 """
@@ -16,8 +17,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    ("contracts", "tensors", "registry", "checkpoint"),
-    ("attention", "kinds", "losses", "metrics", "pickles", "pictures", "prompts", "regions", "scenes"),
+    ("blueprint", "checkpoint", "contracts", "registry", "tensors"),
+    (
+        *("attention", "dim", "kinds", "losses", "metrics", "pickles", "pictures", "prompts", "regions", "scenes"),
+        "streamed",
+    ),
     ("model_files", "backbones", "bridges", "designers", "painters"),
     ("systems", "pipeline", "inventory", "hosts"),
     ("__init__", "__main__", "nodes", "train", "root"),

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..registry import lookup
 
-BACKBONES = {"llava_onevision": ".llava_onevision:LlavaOnevision"}
+BACKBONES = {"llava_onevision": ".llava_onevision:LlavaOnevision", "qwen2_5_vl": ".qwen2_5_vl:Qwen25VL"}
 
 
 def backbone(name: str) -> Any:

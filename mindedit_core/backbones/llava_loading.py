@@ -5,31 +5,38 @@ Local files only, safetensors only, no remote code. A missing weight is an error
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from ..checkpoint import CheckpointError, load_strict, load_tensors, read_metadata, read_shapes, weight_files
+from ..checkpoint import CheckpointError, load_strict, load_tensors, read_metadata, read_shapes
+from .hf_weights import (
+    Family,
+    build_model,
+    compute_dtype,
+    load_tokenizer_of,
+    load_weights,
+    require_model_type,
+    stored_dtype,
+)
 from .llava_chat import template_in
 from .llava_images import image_processor_class, image_processor_for
-from .llava_keys import rename_keys
-from .llava_weights import build_model, load_weights
+from .llava_keys import own_keys, rename_keys
 from .mini_tokenizer import load_tokenizer
 
-MODEL_TYPE = "llava_onevision"
+FAMILY = Family(
+    "llava_onevision",
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    own_keys,
+    "in its transformers layout (repositories whose name ends in -hf)",
+)
 MINI_WEIGHTS, MINI_TOKENIZER = "mllm.safetensors", "tokenizer.json"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-LARGE = 1 << 20  # numbers of a parameter
 LONG = 1 << 20  # model_max_length of the mini's tokenizer when the MLLM uses it: no limit and no warning
 
 
@@ -63,77 +70,18 @@ def load_folder(path: str | Path, dtype: torch.dtype | None = None, device: str 
     )
 
 
-def compute_dtype(stored: torch.dtype, asked: torch.dtype | None, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype to compute in, and what to tell the user about it."""
-    if asked is not None:
-        return asked, ""
-    if stored == torch.float16 and device.type == "cpu":
-        return torch.float32, "the weights are stored in float16 and computed in float32 on the CPU"
-    return stored, ""
-
-
-def fingerprint(model: nn.Module) -> str:
-    """12 hexadecimal digits that change with any weight matrix: a few numbers of every parameter, hashed.
-
-    Of a large one they lie in five places, since each costs a read where weights are mapped from a file.
-    """
-    digest = hashlib.sha256()
-    named = {name.replace(".vision_model.", "."): parameter for name, parameter in model.named_parameters()}
-    for name, parameter in sorted(named.items()):  # the same name and order in every version of transformers
-        flat = parameter.detach().flatten()
-        places = 16 if flat.numel() < LARGE else 4
-        few = flat[:: max(1, flat.numel() // places)][: places + 1].float().cpu()
-        digest.update(name.encode() + few.numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
 # A Hugging Face folder -----------------------------------------------------------------------------------------------
 
 
 def _from_hugging_face(folder: Path, dtype: torch.dtype | None, device: torch.device) -> Loaded:
-    _require_model_type(folder)
+    require_model_type(folder, FAMILY)
     read_shapes(folder)  # every shard is there and whole
     stored = stored_dtype(folder)
     dtype, note = compute_dtype(stored, dtype, device)
-    model = load_weights(folder, dtype).to(device)
-    tokenizer = _tokenizer(folder)
+    model = load_weights(folder, dtype, FAMILY).to(device)
+    tokenizer = load_tokenizer_of(folder)
     processor = _image_processor(folder, model.config)
     return Loaded(model, tokenizer, processor, template_in(folder), "mind_edit", stored, folder.name, note)
-
-
-def _require_model_type(folder: Path) -> None:
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not JSON ({error}); fetch it again") from error
-    if found != MODEL_TYPE:
-        raise CheckpointError(
-            f"{folder} holds a model of type {found!r}, needed is {MODEL_TYPE!r} in its transformers layout "
-            "(repositories whose name ends in -hf)"
-        )
-
-
-def stored_dtype(path: str | Path) -> torch.dtype:
-    """The dtype of most floating numbers in a file or folder, from the headers alone."""
-    count: Counter[torch.dtype] = Counter()
-    for file_path in weight_files(path):
-        with safe_open(file_path, framework="pt") as file:
-            for key in file.keys():
-                part = file.get_slice(key)
-                if part.get_dtype() in DTYPES:
-                    count[DTYPES[part.get_dtype()]] += torch.Size(part.get_shape()).numel()
-    return count.most_common(1)[0][0] if count else torch.float32
-
-
-def _tokenizer(folder: Path) -> Any:
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise CheckpointError(f"{folder} has no tokenizer; fetch tokenizer.json and tokenizer_config.json into it")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} has a tokenizer that cannot be read ({error}); fetch tokenizer.json, tokenizer_config.json again"
-        ) from error
 
 
 def _image_processor(folder: Path, config: Any) -> Any:
@@ -156,7 +104,7 @@ def _from_mini(folder: Path, dtype: torch.dtype | None, device: torch.device) ->
         raise CheckpointError(f"{folder} lacks {MINI_TOKENIZER}, which belongs beside {MINI_WEIGHTS}")
     stored = stored_dtype(path)
     dtype, _ = compute_dtype(stored, dtype, device)  # fp32 on a CPU, always: worth no note
-    model = build_model(metadata["config"])
+    model = build_model(metadata["config"], FAMILY)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)  # the parameters only: rotary frequencies are not rounded
     load_strict(model, rename_keys(load_tensors(path), model), str(path))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..contracts import STATES, CapturedStates, Insight, Plan
+from ..contracts import ANSWER, STATES, CapturedStates, Insight, Plan
 from ..prompts import format_answer, parse_optimized
 from ..tensors import image_key
 from . import lora
@@ -33,8 +33,9 @@ from .hf_vlm import (
     own_generation_config,
     record_states,
 )
+from .hf_weights import fingerprint
 from .llava_inputs import LlavaInputs
-from .llava_loading import fingerprint, load_folder
+from .llava_loading import load_folder
 
 MAX_NEW_TOKENS = 256  # a program of four steps with its regions takes the mini about 200
 NO_HEAD = (
@@ -77,6 +78,8 @@ class LlavaOnevision(LlavaInputs):
     mllm_id: names these weights, None: computed from them;  stored_dtype: of the weights' file, see lora.merge
     states_device: where captured states are kept, None: where they came to be
     """
+
+    span = ANSWER
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ leading space. Text is lower-cased, as CLIP does. `tokenizer(text)` is CLIP's vi
 asks for `add_special_tokens=False` and writes its own turns.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
@@ -35,6 +35,16 @@ CLIP_LENGTH = 77  # positions of CLIP's text model
 def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
     """A tokenizer of at most `vocab_size` tokens, specials and bytes included; the same texts give the same tokenizer.
 
+    Raises ValueError when the words do not all fit in `vocab_size`.
+    """
+    core = build_core(texts, vocab_size, SPECIALS)
+    core.post_processor = _clip_frame(core)
+    return wrap(core)
+
+
+def build_core(texts: Iterable[str], vocab_size: int, specials: Sequence[str]) -> Tokenizer:
+    """The words of `texts` after these special tokens, which have the first ids.
+
     Every distinct word counts once, so a rare word of the world becomes one token as well as a frequent one.
     Raises ValueError when the words do not all fit in `vocab_size`.
     """
@@ -43,7 +53,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
     words = sorted({word for text in texts for word in _words(core, text)})
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIALS),
+        special_tokens=list(specials),
         initial_alphabet=sorted(_ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -55,8 +65,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
         )
     # a leading space before the first word too, so that a word is the same token wherever it stands
     core.pre_tokenizer = _ByteLevel(add_prefix_space=True)
-    core.post_processor = _clip_frame(core)
-    return wrap(core)
+    return core
 
 
 def load_tokenizer(path: str | Path, model_max_length: int = CLIP_LENGTH) -> PreTrainedTokenizerFast:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..registry import lookup
 
-BRIDGES = {"ip_adapter": ".ip_adapter:IPAdapter", "text_only": ".text_only:TextOnly"}
+BRIDGES = {"ip_adapter": ".ip_adapter:IPAdapter", "mlp": ".mlp:MLPProjector", "text_only": ".text_only:TextOnly"}
 
 
 def bridge(name: str) -> Any:

@@ -4,7 +4,13 @@ from typing import Any
 
 from ..registry import lookup
 
-DESIGNERS = {"self": ".self_mllm:SelfMLLM", "verbatim": ".verbatim:Verbatim"}
+DESIGNERS = {
+    "self": ".self_mllm:SelfMLLM",
+    "verbatim": ".verbatim:Verbatim",
+    "blueprint": ".blueprint:BlueprintDesigner",
+    "endpoint": ".endpoint:EndpointDesigner",
+    "typed": ".typed:Typed",
+}
 
 
 def designer(name: str) -> Any:

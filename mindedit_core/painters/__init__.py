@@ -6,7 +6,7 @@ from typing import Any
 
 from ..registry import lookup
 
-PAINTERS = {"unet": ".unet:UNetPainter"}
+PAINTERS = {"sana": ".sana:SanaPainter", "unet": ".unet:UNetPainter"}
 
 
 def painter(name: str) -> Any:

@@ -178,7 +178,7 @@ class UNetPainter:
 
             if kind != "inpaint" and mask is not None:
                 small = soft_latent_mask(pad_to_multiple(mask, self.factor)[0], latents.shape[2:]).to(latents)
-                denoise = held_to_mask(denoise, small, latents, noise)
+                denoise = held_to_mask(denoise, small, latents, lambda sigma: latents + noise * sigma)
             return euler(denoise, self.schedule.start(noise, started, sigmas[0]), sigmas, on_step, should_stop)
 
     def _foreseen(self, unet: nn.Module, sample: Tensor, sigma: Tensor, inputs: Inputs, count: int) -> Sequence[Tensor]:

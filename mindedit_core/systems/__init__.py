@@ -11,9 +11,14 @@ from torch import Tensor
 
 from ..contracts import MLLM, Bridge, Designer, Painter, PaintSettings
 from ..registry import lookup
-from .description import DESCRIPTION
+from .description import system_of
 
-SYSTEMS = {"mini": ".mini:load", "mind_edit": ".mind_edit:load"}
+SYSTEMS = {
+    "mini": ".mini:load",
+    "mind_edit": ".mind_edit:load",
+    "dim-mini": ".dim_mini:load",
+    "dim": ".dim:load",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class System:
 
 
 def load_system(name_or_folder: str | Path) -> System:
-    """A system by its name in SYSTEMS, or from a folder: one with a system.json, or one in the mini's layout.
+    """A system by its name in SYSTEMS, or from a folder: one with a system.json, or one in a mini's layout.
 
     Raises ValueError for an unknown name, CheckpointError naming every file that is missing and where it goes.
     """
@@ -49,6 +54,6 @@ def load_system(name_or_folder: str | Path) -> System:
         return lookup(SYSTEMS, name, __name__, "system")()
     folder = Path(name_or_folder)
     if folder.is_dir():
-        kind = "mind_edit" if (folder / DESCRIPTION).is_file() else "mini"
+        kind = system_of(folder)
         return lookup(SYSTEMS, kind, __name__, "system")(folder)
     raise ValueError(f"unknown system {name!r}; have {', '.join(sorted(SYSTEMS))}, or give the folder of one")

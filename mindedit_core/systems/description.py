@@ -12,6 +12,17 @@ from ..checkpoint import CheckpointError
 DESCRIPTION = "system.json"
 
 
+def system_of(folder: Path) -> str:
+    """Which of SYSTEMS a folder is: as its system.json says, else MIND-Edit; without one a mini, by its files."""
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        return "dim-mini" if (folder / "dim.safetensors").is_file() else "mini"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("system", "mind_edit")
+    except (ValueError, AttributeError):
+        return "mind_edit"  # whose loader says what is wrong with the file
+
+
 def read_description(
     folder: str | Path | None, required: Sequence[str], optional: Sequence[str], form: str
 ) -> dict[str, Any]:

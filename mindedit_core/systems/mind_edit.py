@@ -27,7 +27,7 @@ from .description import read_description
 from .stable_diffusion import load_painter
 
 REQUIRED = ("mllm", "sd|sd_inpaint")
-OPTIONAL = ("adapter", "ip_adapter", "clip_space", "settings")
+OPTIONAL = ("system", "adapter", "ip_adapter", "clip_space", "settings")
 PATHS = ("mllm", "adapter", "sd", "sd_inpaint", "ip_adapter")
 
 

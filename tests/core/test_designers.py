@@ -65,7 +65,9 @@ def test_one_plan_for_several_pictures_is_refused():
 @pytest.mark.parametrize(("wish", "remedy"), [("", "say what to change"), ("x" * 10_000, "shorten it")])
 def test_an_empty_or_overlong_instruction_is_refused_before_the_mllm_runs(name, wish, remedy):
     mllm = Answering(GOOD)
-    made = designer(name)(mllm) if name == "self" else designer(name)()
+    mllm.read = mllm.write = mllm.turn = mllm.generate
+    arguments = {"verbatim": (), "typed": ("a table",), "endpoint": ("http://127.0.0.1:1/v1", "m")}
+    made = designer(name)(*arguments.get(name, (mllm,)))
     with pytest.raises(ValueError, match=remedy):
         made.design(IMAGE, wish)
     assert mllm.asked is None
@@ -77,5 +79,5 @@ def test_verbatim_changes_nothing():
 
 
 def test_an_unknown_designer_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown designer 'oracle'; have self, verbatim"):
+    with pytest.raises(ValueError, match="unknown designer 'oracle'; have blueprint, endpoint, self, typed, verbatim"):
         designer("oracle")

@@ -5,8 +5,11 @@ import importlib
 
 import pytest
 
+DOCUMENTED = ["tensors", "registry", "metrics", "prompts", "blueprint", "designers.chat", "painters.framing"]
+DOCUMENTED += ["backbones.qwen_positions", "backbones.qwen_keys"]
 
-@pytest.mark.parametrize("name", ["tensors", "registry", "metrics", "prompts"])
+
+@pytest.mark.parametrize("name", DOCUMENTED)
 def test_docstring_examples_hold(name):
     results = doctest.testmod(importlib.import_module(f"mindedit_core.{name}"))
     assert results.attempted and not results.failed

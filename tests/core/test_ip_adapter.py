@@ -273,8 +273,8 @@ def test_an_unnamed_space_of_the_right_width_is_taken(unet):
 
 def test_the_table_finds_it_and_it_is_a_bridge(adapter):
     assert bridge("ip_adapter") is IPAdapter and isinstance(adapter, Bridge)
-    assert list(BRIDGES) == ["ip_adapter", "text_only"]
-    with pytest.raises(ValueError, match="unknown bridge 'qformer2'; have ip_adapter, text_only"):
+    assert list(BRIDGES) == ["ip_adapter", "mlp", "text_only"]
+    with pytest.raises(ValueError, match="unknown bridge 'qformer2'; have ip_adapter, mlp, text_only"):
         bridge("qformer2")
 
 

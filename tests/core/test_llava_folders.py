@@ -14,8 +14,9 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from mindedit_core.backbones import llava_loading, llava_weights
-from mindedit_core.backbones.llava_weights import TEXT_HEAD, empty_model, load_weights
+from mindedit_core.backbones import hf_weights, llava_loading
+from mindedit_core.backbones.hf_weights import TEXT_HEAD, empty_model, load_weights
+from mindedit_core.backbones.llava_loading import FAMILY
 from mindedit_core.checkpoint import CheckpointError, load_tensors, read_shapes
 from mindedit_core.systems.tiny import tiny_parts as make_tiny_parts
 
@@ -81,7 +82,7 @@ def write_hollow(folder, config) -> dict:
     """A folder of the published layout and full size in fp16 whose files are holes: zeros that no disk holds."""
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
-    own = empty_model(config).state_dict()
+    own = empty_model(config, FAMILY.model).state_dict()
     tied = config.tie_word_embeddings
     shapes = {as_published(key): list(x.shape) for key, x in own.items() if not (tied and key == TEXT_HEAD)}
     shards = sharded({key: 2 * math.prod(shape) for key, shape in shapes.items()})
@@ -127,7 +128,7 @@ def test_every_key_of_a_published_size_finds_its_place(hollow, name, caplog):
     folder = hollow(name)
     assert len(list(folder.glob("*.safetensors"))) == shards
     with caplog.at_level(logging.WARNING):
-        model = load_weights(folder, torch.float16)
+        model = load_weights(folder, torch.float16, FAMILY)
     assert not caplog.records
     parameters = dict(model.named_parameters())
     assert not any(x.is_meta for x in [*parameters.values(), *model.buffers()])
@@ -143,12 +144,13 @@ def test_every_key_of_a_published_size_finds_its_place(hollow, name, caplog):
 COST = """
 import re, sys, torch
 from pathlib import Path
-from mindedit_core.backbones.llava_weights import load_weights
+from mindedit_core.backbones.hf_weights import load_weights
+from mindedit_core.backbones.llava_loading import FAMILY
 def held(what):
     return int(re.search(what + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024
-load_weights(Path(sys.argv[1]), getattr(torch, sys.argv[3]))  # once, for what the first use of the libraries costs
+load_weights(Path(sys.argv[1]), getattr(torch, sys.argv[3]), FAMILY)  # once: what the libraries' first use costs
 before, all_before = held("RssAnon"), held("VmRSS")
-model = load_weights(Path(sys.argv[2]), getattr(torch, sys.argv[3]))
+model = load_weights(Path(sys.argv[2]), getattr(torch, sys.argv[3]), FAMILY)
 torch.stack([parameter.flatten()[::1024].sum() for parameter in model.parameters()])  # every page of every weight
 sys.stdout.write(f"{held('RssAnon') - before} {held('VmHWM') - all_before}")
 """
@@ -213,7 +215,7 @@ def like_7b(tmp_path_factory):
 def test_both_key_layouts_give_the_same_weights(tmp_path, rename, tied):
     folder = write_like_7b(tmp_path / "llava", hidden=56, tied=tied, rename=rename, most=200_000)
     assert len(list(folder.glob("*.safetensors"))) > 3
-    model, stored = load_weights(folder, torch.bfloat16), load_tensors(folder)
+    model, stored = load_weights(folder, torch.bfloat16, FAMILY), load_tensors(folder)
     own = model.state_dict()
     assert len(stored) == len(own) - tied
     for key, tensor in own.items():
@@ -225,7 +227,7 @@ def test_both_key_layouts_give_the_same_weights(tmp_path, rename, tied):
 def test_it_computes_what_transformers_own_loading_computes(tmp_path):
     """Logits bit for bit, buffers that no file holds (rotary frequencies, positions) among them."""
     folder = write_like_7b(tmp_path / "llava", hidden=56)
-    ours = load_weights(folder, torch.float32)
+    ours = load_weights(folder, torch.float32, FAMILY)
     theirs = transformers.LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.arange(5, 17)[None]
     with torch.no_grad():
@@ -244,7 +246,7 @@ def test_a_tie_that_only_the_text_config_names_is_kept(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config.pop("tie_word_embeddings", None)
     (folder / "config.json").write_text(json.dumps(config))
-    model = load_weights(folder, torch.bfloat16)
+    model = load_weights(folder, torch.bfloat16, FAMILY)
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
@@ -253,7 +255,7 @@ def test_an_untied_head_that_is_not_there_is_named(tmp_path):
     tensors = {key: x for key, x in load_tensors(folder).items() if "lm_head" not in key}
     write_tensors(folder, tensors, 10**9)
     with pytest.raises(CheckpointError, match=r"lacks 1 of the model's weights.*lm_head\.weight; fetch"):
-        load_weights(folder, torch.bfloat16)
+        load_weights(folder, torch.bfloat16, FAMILY)
 
 
 def test_weights_of_another_size_are_named(tmp_path):
@@ -262,7 +264,7 @@ def test_weights_of_another_size_are_named(tmp_path):
     config["text_config"]["intermediate_size"] += 8
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"lacks 84 of the model's weights, or has them in another size.*mlp"):
-        load_weights(folder, torch.bfloat16)
+        load_weights(folder, torch.bfloat16, FAMILY)
 
 
 def test_weights_of_no_place_are_said_and_old_buffers_are_not(tmp_path, caplog):
@@ -273,7 +275,7 @@ def test_weights_of_no_place_are_said_and_old_buffers_are_not(tmp_path, caplog):
     }
     write_tensors(folder, load_tensors(folder) | extra, 10**9)
     with caplog.at_level(logging.WARNING):
-        load_weights(folder, torch.bfloat16)
+        load_weights(folder, torch.bfloat16, FAMILY)
     (record,) = caplog.records
     assert "1 weights belong to nothing in the model, first: value_head.weight" in record.getMessage()
 
@@ -281,7 +283,7 @@ def test_weights_of_no_place_are_said_and_old_buffers_are_not(tmp_path, caplog):
 def test_loading_draws_no_random_number_and_changes_no_default(tmp_path):
     folder = write_like_7b(tmp_path / "llava", hidden=56)
     state, dtype = torch.random.get_rng_state(), torch.get_default_dtype()
-    load_weights(folder, torch.float16)
+    load_weights(folder, torch.float16, FAMILY)
     assert torch.equal(torch.random.get_rng_state(), state) and torch.get_default_dtype() == dtype
     assert torch.empty(1).device.type == "cpu"
 
@@ -290,7 +292,7 @@ def test_writing_into_mapped_weights_leaves_the_file_alone(tmp_path):
     """A LoRA is merged in place; the file is mapped privately."""
     folder = write_like_7b(tmp_path / "llava", hidden=56, most=10**9)
     content = (folder / "model.safetensors").read_bytes()
-    model = load_weights(folder, torch.bfloat16)
+    model = load_weights(folder, torch.bfloat16, FAMILY)
     for parameter in islice(model.parameters(), 3):
         parameter.data.zero_()
     assert (folder / "model.safetensors").read_bytes() == content
@@ -317,6 +319,6 @@ def test_a_config_of_the_first_publication_is_read(tmp_path):
 
 
 def test_weights_keep_the_layout_in_memory_of_this_version(tmp_path):
-    model = load_weights(write_like_7b(tmp_path / "llava", hidden=56), torch.bfloat16)
-    expected = llava_weights.build_model(model.config.to_dict()).state_dict()
+    model = load_weights(write_like_7b(tmp_path / "llava", hidden=56), torch.bfloat16, FAMILY)
+    expected = hf_weights.build_model(model.config.to_dict(), FAMILY).state_dict()
     assert model.state_dict().keys() == expected.keys()

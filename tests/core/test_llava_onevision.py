@@ -16,7 +16,15 @@ import torch.nn.functional as F
 import transformers
 from transformers import PreTrainedTokenizerFast
 
-from mindedit_core.backbones import BACKBONES, backbone, hf_vlm, llava_images, llava_keys, llava_loading, lora
+from mindedit_core.backbones import (
+    BACKBONES,
+    backbone,
+    hf_vlm,
+    hf_weights,
+    llava_images,
+    llava_keys,
+    lora,
+)
 from mindedit_core.backbones.llava_chat import QWEN_CHAT
 from mindedit_core.backbones.llava_onevision import NO_HEAD, LlavaOnevision
 from mindedit_core.backbones.mini_config import mini_config
@@ -778,8 +786,8 @@ def test_the_mini_s_tokenizer_must_be_there(tiny_parts, tmp_path):
 
 def test_the_fingerprint_changes_with_any_matrix():
     model = random_mllm().model
-    before = llava_loading.fingerprint(model)
-    assert before == llava_loading.fingerprint(copy.deepcopy(model))
+    before = hf_weights.fingerprint(model)
+    assert before == hf_weights.fingerprint(copy.deepcopy(model))
     for name in (
         "model.language_model.layers.1.mlp.up_proj.weight",
         "model.vision_tower.embeddings.patch_embedding.weight",
@@ -788,7 +796,7 @@ def test_the_fingerprint_changes_with_any_matrix():
         parameters = dict(changed.named_parameters())
         name = name if name in parameters else name.replace("vision_tower", "vision_tower.vision_model")
         parameters[name].data.mul_(1.01)
-        assert llava_loading.fingerprint(changed) != before
+        assert hf_weights.fingerprint(changed) != before
 
 
 def test_docstring_examples_hold():

@@ -93,7 +93,7 @@ def test_one_pixel_and_alpha_are_handled_and_said(mindedit, picture):
     code, _, err = mindedit("edit", "dot.png", "make it red", "--out", "out.png")
     assert code == 0 and opened("out.png").size == (1, 1)
     assert "transparent parts: they were laid over white" in err
-    assert "the mini knows drawn scenes of 128x128 pixels; dot.png is 1x1" in err
+    assert "the minis know drawn scenes of 128x128 pixels; dot.png is 1x1" in err
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_wrong_word_is_one_line_and_writes_nothing(mindedit, picture, tmp_path
 
 def test_an_unknown_system_is_named(mindedit, picture):
     code, _, err = mindedit("edit", picture, "x", "--system", "nowhere", system=None)
-    assert code == 1 and "unknown system 'nowhere'; have mind_edit, mini" in err
+    assert code == 1 and "unknown system 'nowhere'; have dim, dim-mini, mind_edit, mini" in err
 
 
 def test_an_interrupt_writes_nothing(mindedit, picture, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ def test_every_entry_resolves_to_a_part_of_its_protocol(table, package, attribut
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown bridge 'qformer2'; have ip_adapter, text_only"):
+    with pytest.raises(ValueError, match="unknown bridge 'qformer2'; have ip_adapter, mlp, text_only"):
         bridges.bridge("qformer2")
     with pytest.raises(ValueError, match="unknown part 'x'; have none"):
         lookup({}, "x", "", "part")

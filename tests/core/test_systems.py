@@ -21,7 +21,7 @@ def test_a_systems_file_is_a_page(root):
 
 def test_an_unknown_system_lists_the_known_ones():
     with pytest.raises(
-        ValueError, match="unknown system 'insightedit'; have mind_edit, mini, or give the folder of one"
+        ValueError, match="unknown system 'insightedit'; have dim, dim-mini, mind_edit, mini, or give the folder of one"
     ):
         load_system("insightedit")
 

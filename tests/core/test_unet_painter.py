@@ -523,7 +523,7 @@ def test_a_mask_for_other_pictures_is_refused(sd15, condition):
 
 
 def test_the_table_finds_it_and_it_is_a_painter(sd15):
-    assert painter("unet") is UNetPainter and list(PAINTERS) == ["unet"] and isinstance(sd15, Painter)
+    assert painter("unet") is UNetPainter and list(PAINTERS) == ["sana", "unet"] and isinstance(sd15, Painter)
     assert sd15.token_dim == TOKEN
-    with pytest.raises(ValueError, match="unknown painter 'sana'; have unet"):
-        painter("sana")
+    with pytest.raises(ValueError, match="unknown painter 'flux'; have sana, unet"):
+        painter("flux")

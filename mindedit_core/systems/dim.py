@@ -1,0 +1,54 @@
+"""Draw-In-Mind (arXiv 2509.01986) at full size: Qwen2.5-VL, its MLP and SANA1.5, from your disk.
+
+A folder is such a system when it holds a system.json; paths in it are relative to the folder:
+
+    {"system": "dim",
+     "mllm": "Qwen2.5-VL-3B-Instruct",         folder as published; without weights in it, the painter's copy is used
+     "painter": "DIM-4.6B-Edit/model.safetensors",     as published, or made of it by `mindedit convert dim`
+     "vae": "dc-ae-f32c32-sana-1.1-diffusers",         may be left out where the painter's file holds it
+     "designer": "self",                       or "verbatim", or {"base_url": "http://...", "model": "..."}
+     "settings": {"steps": 30}}                PaintSettings; may be left out
+
+Weights' licences are their owners': DIM-4.6B is CC BY-NC 4.0, Qwen2.5-VL-3B Qwen Research, SANA1.5 NVIDIA's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..backbones.qwen2_5_vl import Qwen25VL
+from ..contracts import PaintSettings
+from ..designers import designer as designer_class
+from ..dim.published import embedded_vae
+from ..model_files import load_published
+from ..painters.sana import SanaPainter
+from ..painters.sana_files import load_dc_ae
+from . import System
+from .description import read_description
+from .dim_files import load_dim
+
+REQUIRED = ("system", "mllm", "painter")
+OPTIONAL = ("vae", "designer", "settings")
+SETTINGS = PaintSettings(steps=30, guidance_scale=7.5, seed=233)  # as published
+
+
+def load(folder: str | Path | None = None) -> System:
+    """The system that `folder`/system.json describes, on the CPU, in the dtypes of its files."""
+    said = read_description(folder, REQUIRED, OPTIONAL, __doc__)
+    path = Path(folder) / said["painter"]
+    own_weights = any((Path(folder) / said["mllm"]).glob("*.safetensors"))
+    mllm = Qwen25VL.from_folder(Path(folder) / said["mllm"], embedded=None if own_weights else path)
+    parts = load_dim(path, dtype=None)
+    apart = Path(folder) / said["vae"] if "vae" in said else None
+    vae = load_published("AutoencoderDC", apart) if apart else load_dc_ae(embedded_vae(path), str(path))
+    painter = SanaPainter(parts.transformer, vae, parts.null_tokens, parts.schedule)
+    settings = SETTINGS.but(**said.get("settings", {}))
+    designer = _designer(said.get("designer", "self"), mllm)
+    return System("dim", mllm, designer, parts.projector, painter, settings, maskless_strength=1.0)
+
+
+def _designer(said: Any, mllm: Qwen25VL) -> Any:
+    if said == "verbatim":
+        return designer_class("verbatim")()
+    return designer_class("blueprint")(mllm) if said == "self" else designer_class("endpoint")(**said)
