@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..mindedit_core.painters.framing import FRAMINGS
 from .errors import blame
 from .schema import node_schema
 
@@ -23,7 +24,7 @@ class EditSampler(io.ComfyNode):
             description="Paints the edit. Equal to VAE Encode (or InpaintModelConditioning, or for InstructPix2Pix and "
             "CosXL-edit their conditioning with a DualCFGGuider), KSampler and VAE Decode, but takes any picture size "
             "and puts the source back outside the mask, to the pixel.",
-            search_aliases=["inpaint", "img2img", "MIND-Edit", "ksampler", "instructpix2pix", "cosxl", "sdxl"],
+            search_aliases=["inpaint", "img2img", "MIND-Edit", "ksampler", "instructpix2pix", "cosxl", "sdxl", "sana"],
             inputs=[
                 io.Model.Input("model", tooltip="From IP-Adapter Bridge, or any MODEL."),
                 io.Conditioning.Input("positive", tooltip="What the result shows."),
@@ -55,8 +56,15 @@ class EditSampler(io.ComfyNode):
                     round=0.01,
                     tooltip="How closely the text is followed; 1 ignores the negative and is twice as fast.",
                 ),
-                io.Combo.Input("sampler_name", options=sampler_names, default="euler", tooltip="As in KSampler."),
-                io.Combo.Input("scheduler", options=schedulers, default="simple", tooltip="As in KSampler."),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=sampler_names,
+                    default="euler",
+                    tooltip="As in KSampler. dpm_solver_flow, with the scheduler flow, is Draw-In-Mind's, for SANA.",
+                ),
+                io.Combo.Input(
+                    "scheduler", options=schedulers, default="simple", tooltip="As in KSampler; flow is SANA's."
+                ),
                 io.Float.Input(
                     "strength",
                     default=1.0,
@@ -83,6 +91,16 @@ class EditSampler(io.ComfyNode):
                     round=0.01,
                     tooltip="How closely the source is followed by a MODEL that sees it (InstructPix2Pix, CosXL-edit); "
                     "1 is off and a third faster. Other MODELs do not use it.",
+                ),
+                io.Combo.Input(
+                    "framing",
+                    options=list(FRAMINGS),
+                    default=FRAMINGS[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="How a SANA, which paints one resolution, sees the picture. bins: the whole picture, "
+                    "stretched a little; pad: its edges repeated to a square; crop: its centre alone, as Draw-In-Mind "
+                    "publishes, and the square comes back. Other MODELs take any size.",
                 ),
             ],
             outputs=[

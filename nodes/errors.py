@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from .sockets import NODES
 
-KINDS = (FileNotFoundError, TypeError, ValueError)  # what our parts raise; anything else is the host's or a bug of ours
+# what our parts raise; anything else is the host's or a bug of ours
+KINDS = (FileNotFoundError, TypeError, ValueError, OSError)
 
 
 @contextmanager

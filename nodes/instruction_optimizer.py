@@ -11,6 +11,7 @@ from .schema import node_schema
 from .sockets import MLLM, PLAN
 
 NODE_ID = "MindEditInstructionOptimizer"
+DESIGNERS = ("the model", "as typed")
 
 
 class InstructionOptimizer(io.ComfyNode):
@@ -64,6 +65,25 @@ class InstructionOptimizer(io.ComfyNode):
                     advanced=True,
                     tooltip="0 takes the likeliest words, the same every time; higher is more varied and less exact.",
                 ),
+                io.Combo.Input(
+                    "designer",
+                    options=list(DESIGNERS),
+                    default=DESIGNERS[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="Who writes: the model at mllm (a LLaVA-OneVision writes a description, a Qwen2.5-VL or an "
+                    "endpoint a blueprint), or you: then the text above goes to the painter as it is typed.",
+                ),
+                io.Boolean.Input(
+                    "share_prefix",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    label_on="picture read once",
+                    label_off="read twice, as published",
+                    tooltip="Qwen2.5-VL only: the designer sees the picture as the painter's states need it, so that "
+                    "it is read once for both. Off shows it the picture's own aspect, as Draw-In-Mind publishes.",
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -83,26 +103,38 @@ class InstructionOptimizer(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, mllm: Any, image: Any, instruction: str, seed: int, max_new_tokens: int, temperature: float
+        cls,
+        mllm: Any,
+        image: Any,
+        instruction: str,
+        seed: int,
+        max_new_tokens: int,
+        temperature: float,
+        designer: str = DESIGNERS[0],
+        share_prefix: bool = True,
     ) -> io.NodeOutput:
+        from ..mindedit_core.hosts.comfy_designers import as_typed
         from ..mindedit_core.hosts.comfy_mllm import region_masks
         from ..mindedit_core.hosts.comfy_text_clip import as_writer
         from ..mindedit_core.hosts.comfy_ui import say, stream_to
         from ..mindedit_core.prompts import check_instruction
 
         node_id = cls.hidden.unique_id
-        with blame(NODE_ID, "mllm"):
-            writer = as_writer(mllm)
         with blame(NODE_ID, "instruction"):
-            check_instruction(instruction)
+            plan = as_typed(image, instruction) if designer == DESIGNERS[1] else None
+            plan or check_instruction(instruction)
+        with blame(NODE_ID, "mllm"):
+            writer = as_writer(mllm) if plan is None else None
         with blame(NODE_ID, "image and instruction"):
-            plan = writer.design(
+            how = {} if share_prefix or not hasattr(writer, "template") else {"share_prefix": False}
+            plan = plan or writer.design(
                 image,
                 instruction,
                 seed=seed,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 on_token=stream_to(node_id),
+                **how,
             )
         text = plan.text if isinstance(plan.text, str) else "\n".join(plan.text)
         shown = f"{text}\n\n({plan.note})" if plan.note else text

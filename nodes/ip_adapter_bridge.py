@@ -24,7 +24,9 @@ class IPAdapterBridge(io.ComfyNode):
             search_aliases=["ipadapter", "MIND-Edit", "decoupled attention"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="A Stable Diffusion checkpoint, or the mini. It is not changed: a clone is."
+                    "model",
+                    tooltip="A Stable Diffusion checkpoint, or the mini: a clone of it is patched. Or a SANA from "
+                    "Painter Loader, which reads the insight's states and needs nothing else here.",
                 ),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 io.Custom(INSIGHT).Input("insight", tooltip="From Insight Embedding."),
@@ -116,6 +118,12 @@ class IPAdapterBridge(io.ComfyNode):
         adapter: str,
         ipadapter: Any = None,
     ) -> io.NodeOutput:
+        from ..mindedit_core.hosts.comfy_sana import conditioning, painter_of
+
+        if (painter := painter_of(model)) is not None:
+            with blame(NODE_ID, "model and insight"):
+                positive, negative = conditioning(painter, insight)
+            return io.NodeOutput(model, positive, negative)
         from ..mindedit_core.hosts.comfy_adapter import attach, load_adapter
         from ..mindedit_core.hosts.comfy_text import encode_prompt
         from ..mindedit_core.hosts.comfy_ui import say

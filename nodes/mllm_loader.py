@@ -26,14 +26,14 @@ class MLLMLoader(io.ComfyNode):
             NODE_ID,
             description="Loads the language model that reads the picture and your wish. It is moved to the GPU when it "
             "is needed and off it when something else is, like every model of this host.",
-            search_aliases=["LLaVA-OneVision", "VLM loader", "vision language model", "MIND-Edit"],
+            search_aliases=["LLaVA-OneVision", "Qwen2.5-VL", "VLM loader", "vision language model", "MIND-Edit", "DIM"],
             inputs=[
                 io.Combo.Input(
                     "model",
                     options=comfy_folders.list_mllms(),
                     default=comfy_folders.MINI,
-                    tooltip="The built-in mini, or a LLaVA-OneVision folder under models/LLM "
-                    "(config.json, tokenizer and *.safetensors in one folder).",
+                    tooltip="A built-in mini, or a folder under models/LLM (config.json, tokenizer, *.safetensors): "
+                    "LLaVA-OneVision for MIND-Edit, Qwen2.5-VL-3B-Instruct for Draw-In-Mind.",
                 ),
                 io.Combo.Input(
                     "adapter",
@@ -41,7 +41,7 @@ class MLLMLoader(io.ComfyNode):
                     default=comfy_folders.MINI,
                     tooltip="LoRA and insight head trained for this model, from models/mindedit. "
                     "'none' works without a visual insight: the text is still rewritten. Another one is put on the "
-                    "same weights, which are not read again.",
+                    "same weights, which are not read again. A Qwen2.5-VL takes none.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -80,7 +80,8 @@ class MLLMLoader(io.ComfyNode):
         from ..mindedit_core.hosts.comfy_ui import in_a_row
 
         row = [(NODE_ID, {"model": model, "dtype": dtype})]
-        if adapter != comfy_folders.NO_ADAPTER:
+        qwen_as_it_is = adapter == comfy_folders.MINI and comfy_folders.mllm_type(model) == comfy_folders.QWEN
+        if adapter != comfy_folders.NO_ADAPTER and not qwen_as_it_is:
             row.append((ADAPTER_NODE, {"adapter": adapter, "lora_strength": lora_strength}))
         mllm, graph = in_a_row("mllm", row)
         return io.NodeOutput(mllm, expand=graph)

@@ -30,7 +30,10 @@ NODES = {
     "MindEditMLLMAdapter": Sockets("MLLM Adapter", ("mllm", "adapter", "lora_strength"), ("mllm",)),
     "MindEditInstructionOptimizer": Sockets(
         "Instruction Optimizer",
-        ("mllm", "image", "instruction", "seed", "max_new_tokens", "temperature"),
+        (
+            *("mllm", "image", "instruction", "seed", "max_new_tokens", "temperature"),
+            *("designer", "share_prefix"),
+        ),
         ("text", "plan", "mask"),
     ),
     "MindEditInsightEmbedding": Sockets(
@@ -46,10 +49,15 @@ NODES = {
         (
             *("model", "positive", "negative", "vae", "image"),
             *("seed", "steps", "cfg", "sampler_name", "scheduler", "strength", "composite", "mask"),
-            "image_guidance_scale",
+            *("image_guidance_scale", "framing"),
         ),
         ("image", "latent"),
     ),
     "MindEditMiniLoader": Sockets("MindEdit Mini Loader", ("painter",), ("mllm", "model", "clip", "vae", "ipadapter")),
     "MindEditSampleScene": Sockets("Sample Scene", ("seed", "operation", "edits"), ("image", "mask", "instruction")),
+    "MindEditPainterLoader": Sockets("Painter Loader", ("painter", "vae", "dtype"), ("model", "clip", "vae")),
+    "MindEditPainterLoRA": Sockets("Painter LoRA", ("model", "lora", "strength"), ("model",)),
+    "MindEditFlowSampler": Sockets("Flow Sampler", ("model", "steps", "strength"), ("sampler", "sigmas")),
+    "MindEditEndpointDesigner": Sockets("Endpoint Designer", ("base_url", "model", "timeout"), ("designer",)),
+    "MindEditTextInsight": Sockets("Text Insight", ("mllm", "text"), ("insight", "plan")),
 }

@@ -115,4 +115,4 @@ def test_every_model_file_of_a_template_says_where_it_is_found(path):
         assert {model["name"] for model in models} == files, node["type"]
         for model in models:
             assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(model["name"])
-            assert model["directory"] in {"checkpoints", "ipadapter"}
+            assert model["directory"] in {"checkpoints", "diffusion_models", "ipadapter"}

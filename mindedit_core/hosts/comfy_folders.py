@@ -3,6 +3,8 @@
     models/LLM/<folder>           MLLMs, one folder each as published (shared with other packs)
     models/mindedit/*.safetensors LoRA and VisionHead of MIND-Edit
     models/ipadapter/*.safetensors IP-Adapters (shared with IPAdapter_plus)
+    models/diffusion_models        painters in one file: Draw-In-Mind, as published or converted
+    models/diffusers, models/vae   DC-AE, as a folder or as a file
 
 A combo value is untrusted: it is looked up in the list it came from, never joined to a path.
 """
@@ -18,17 +20,18 @@ from pathlib import Path
 import folder_paths
 
 from ..checkpoint import PICKLE_SUFFIXES, is_pickle, pickle_refused
-from ..model_files import MINI_FOLDER
+from ..model_files import DIM_FILES, DIM_FOLDER, MINI_FOLDER
 
-MINI = "mini (built in)"
+MINI, DIM_MINI = "mini (built in)", "dim-mini (built in)"
 MINI_VARIABLE = "MINDEDIT_MINI"  # names another folder in the mini's layout, e.g. one fresh from train/
+DIM_VARIABLE = "MINDEDIT_DIM_MINI"  # the same for dim-mini
 NO_ADAPTER = "none"
 WEIGHTS = ".safetensors"
-MLLM_TYPES = ("llava_onevision",)  # `model_type` in config.json
+LLAVA, QWEN = MLLM_TYPES = ("llava_onevision", "qwen2_5_vl")  # `model_type` in config.json
 MAX_DEPTH = 3  # folders below models/LLM that are looked into
 
 WHAT = {  # folder key -> what a user should put there
-    "LLM": "a LLaVA-OneVision folder as published (config.json, tokenizer, *.safetensors)",
+    "LLM": "a LLaVA-OneVision or Qwen2.5-VL folder as published (config.json, tokenizer, *.safetensors)",
     "mindedit": "a MIND-Edit adapter (*.safetensors, made by train.mind_edit)",
     "ipadapter": "an IP-Adapter, e.g. ip-adapter_sd15.safetensors of h94/IP-Adapter",
 }
@@ -49,8 +52,14 @@ def _extensions(key: str, known: set[str]) -> set[str]:
 
 
 def list_mllms() -> list[str]:
-    """The built-in mini, then every folder under models/LLM whose config.json is of a known MLLM."""
-    return [MINI, *sorted(_mllm_folders())]
+    """The built-in minis, then every folder under models/LLM whose config.json is of a known MLLM."""
+    return [MINI, *([DIM_MINI] if has_dim_mini() else []), *sorted(_mllm_folders())]
+
+
+def mllm_type(choice: str) -> str:
+    """Which of MLLM_TYPES a value of `list_mllms` is."""
+    built_in = {MINI: LLAVA, DIM_MINI: QWEN}
+    return built_in.get(choice) or _model_type(resolve_mllm(choice) / "config.json")
 
 
 def list_adapters() -> list[str]:
@@ -100,9 +109,20 @@ def mini_folder() -> Path:
     return Path(os.environ.get(MINI_VARIABLE) or MINI_FOLDER)
 
 
+def dim_folder() -> Path:
+    """The folder of the built-in dim-mini, or the one of the same layout that the environment names."""
+    return Path(os.environ.get(DIM_VARIABLE) or DIM_FOLDER)
+
+
+def has_dim_mini() -> bool:
+    """Whether dim-mini's files are where they belong."""
+    return all((dim_folder() / name).is_file() for name in DIM_FILES)
+
+
 def resolve_mllm(choice: str) -> Path:
     """The folder that a value of `list_mllms` stands for."""
-    return mini_folder() if choice == MINI else _found(_mllm_folders(), choice, "LLM")
+    built_in = {MINI: mini_folder, DIM_MINI: dim_folder}
+    return built_in[choice]() if choice in built_in else _found(_mllm_folders(), choice, "LLM")
 
 
 def resolve_adapter(choice: str) -> Path:

@@ -27,6 +27,7 @@ SMALL = (
     "query",  # VisionHead
     "queries",  # StatesHead
     "latents",  # Resampler of a plus IP-Adapter
+    "scale_shift_table",  # SANA, cast by comfy_sana
 )
 
 
@@ -69,6 +70,10 @@ class Conv2d(_Cast, ops.Conv2d):
     pass
 
 
+class Conv3d(_Cast, ops.Conv3d):
+    pass
+
+
 class ConvTranspose2d(_Cast, ops.ConvTranspose2d):
     pass
 
@@ -90,11 +95,19 @@ class Embedding(ops.Embedding):
         return super().forward(ids, out_dtype=self.compute_dtype)
 
 
+class ScaledEmbedding(Embedding):
+    """Gemma's: its rows times the square root of the model's width."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) * self.scalar_embed_scale
+
+
 class RMSNorm(nn.Module, comfy.ops.CastWeightBiasOp):
     """x / rms(x) * weight [+ bias] with the mean of squares in fp32, as Qwen2's and diffusers' RMSNorm compute it."""
 
     comfy_cast_weights = True
     compute_dtype = torch.float32
+    offset = 0.0  # added to the weight: Gemma stores what differs from 1
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         hidden_states = hidden_states.to(self.compute_dtype)
@@ -103,7 +116,7 @@ class RMSNorm(nn.Module, comfy.ops.CastWeightBiasOp):
         if self.weight is None:
             return normed
         weight, bias, stream = comfy.ops.cast_bias_weight(self, hidden_states, offloadable=True)
-        normed = weight * normed if bias is None else weight * normed + bias
+        normed = (weight + self.offset) * normed if bias is None else weight * normed + bias
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
         return normed
 
@@ -120,17 +133,36 @@ class SiglipVisionEmbeddings(nn.Module):
         return patches + self.position_embedding(self.position_ids.to(patches.device))
 
 
+class QwenPatchEmbed(nn.Module):
+    """Qwen2.5-VL's patches, without casting the pixels to the dtype the weights are stored in."""
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        cut = rearrange(
+            pixel_values,
+            "n (c t p q) -> n c t p q",
+            t=self.temporal_patch_size,
+            p=self.patch_size,
+            q=self.patch_size,
+        )
+        return rearrange(self.proj(cut), "n d 1 1 1 -> n d")
+
+
 LEAVES: dict[type, type] = {
     nn.Linear: Linear,
     nn.Conv1d: Conv1d,
     nn.Conv2d: Conv2d,
+    nn.Conv3d: Conv3d,
     nn.ConvTranspose2d: ConvTranspose2d,
     nn.LayerNorm: LayerNorm,
     nn.GroupNorm: GroupNorm,
     nn.Embedding: Embedding,
 }
-RMS_NORMS = ("Qwen2RMSNorm", "RMSNorm")  # by name: transformers and diffusers have their own; 4.x and 5.x alike
-REWRITTEN = {"SiglipVisionEmbeddings": SiglipVisionEmbeddings}
+# by name: transformers and diffusers have their own; 4.x and 5.x alike
+RMS_NORMS = ("Qwen2RMSNorm", "Qwen2_5_VLRMSNorm", "RMSNorm", "Gemma2RMSNorm")
+REWRITTEN = {
+    "SiglipVisionEmbeddings": SiglipVisionEmbeddings,
+    "Qwen2_5_VisionPatchEmbed": QwenPatchEmbed,
+}
 
 
 class Box(nn.Module):
@@ -155,6 +187,7 @@ def swap_leaves(module: nn.Module, compute_dtype: torch.dtype) -> nn.Module:
         if (leaf := _leaf_class(part)) is not None:
             if leaf is RMSNorm:
                 part.eps = getattr(part, "variance_epsilon", None) or part.eps
+                part.offset = float(type(part).__name__ == "Gemma2RMSNorm")
             if not hasattr(part, "bias"):
                 part.bias = None  # comfy's casting asks every leaf for one
             part.__class__ = leaf
@@ -167,6 +200,8 @@ def swap_leaves(module: nn.Module, compute_dtype: torch.dtype) -> nn.Module:
 def _leaf_class(module: nn.Module) -> type | None:
     if type(module).__name__ in RMS_NORMS and hasattr(module, "weight"):
         return RMSNorm
+    if type(module).__name__ == "Gemma2TextScaledWordEmbedding":  # of transformers 5
+        return ScaledEmbedding
     return LEAVES.get(type(module))
 
 

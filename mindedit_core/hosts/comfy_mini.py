@@ -14,26 +14,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.clip_model
-import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
-import comfy.taesd.taesd
 import comfy.utils
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from ..checkpoint import CheckpointError, load_tensors, read_metadata
 from ..model_files import MINI_FILES, load_model, require_mini
-from ..tensors import to_model
 from .comfy_adapter import ipadapter_dict
+from .comfy_dc_ae import DcAeLatents, DcAeVAE
 from .comfy_folders import MINI, mini_folder
-from .comfy_managed import Box, manage, stored_in
+from .comfy_managed import stored_in
 
 UNETS = {"inpaint": "unet_inpaint.safetensors", "img2img": "unet.safetensors"}
 STORED, COMPUTE = torch.float16, torch.float32
@@ -70,14 +67,6 @@ def require_files(folder: Path, painter: str) -> Path:
 
 
 # MODEL ---------------------------------------------------------------------------------------------------------------
-
-
-class MiniLatents(comfy.latent_formats.LatentFormat):
-    """Latents of the mini's autoencoder: scaled to unit variance, and a linear map to colours for previews."""
-
-    def __init__(self, scale_factor: float, channels: int, rgb: Tensor) -> None:
-        self.scale_factor, self.latent_channels = scale_factor, channels
-        self.latent_rgb_factors, self.latent_rgb_factors_bias = rgb[:-1].tolist(), rgb[-1].tolist()
 
 
 class MiniUNet(comfy.model_base.BaseModel):
@@ -117,7 +106,7 @@ def load_painter(path: Path, vae: MiniVAE) -> Any:
     """
     metadata, tensors = read_metadata(path), load_tensors(path)
     config = MiniConfig(host_unet_config(metadata["config"], path))
-    config.latent_format = MiniLatents(vae.scaling_factor, vae.latent_channels, vae.rgb)
+    config.latent_format = DcAeLatents(vae)
     config.set_inference_dtype(STORED, COMPUTE)
     model = config.get_model({}, device=mm.unet_offload_device())
     model.blank = vae.blank
@@ -249,55 +238,14 @@ def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 # VAE -----------------------------------------------------------------------------------------------------------------
 
 
-class AutoencoderBox(Box):
-    """What the host asks of a VAE's model: unscaled latents from pixels in -1..1, and back."""
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        return self.autoencoder.encode(pixels).latent
-
-    def decode(self, latents: Tensor, **_: Any) -> Tensor:
-        return self.autoencoder.decode(latents).sample
-
-
-class MiniVAE(comfy.sd.VAE):
-    """The host's VAE around a boxed diffusers AutoencoderDC; batching, cropping and tiling are the host's own.
-
-    rgb: float[C + 1, 3], scaled latents (and 1) to colours in -1..1;  blank: float[C], the scaled latent of mid-grey
-    """
-
-    def __init__(self, autoencoder: Any) -> None:
-        # the host's constructor sets whatever its methods read (other hosts, other names); then its model is exchanged
-        super().__init__(sd=comfy.taesd.taesd.TAESD(latent_channels=4).state_dict())
-        config = autoencoder.config
-        self.first_stage_model = AutoencoderBox(COMPUTE, autoencoder=autoencoder)
-        self.patcher = manage(self.first_stage_model, self.device, mm.vae_offload_device())
-        self.downscale_ratio = self.upscale_ratio = 2 ** (len(config["encoder_block_out_channels"]) - 1)
-        self.latent_channels, self.scaling_factor = config["latent_channels"], config["scaling_factor"]
-        self.working_dtypes, self.vae_dtype, self.size = [COMPUTE], COMPUTE, None
-        # bytes of a pass: some 200 channels at a quarter of the pixels, several of them alive at a time
-        self.memory_used_encode = lambda shape, dtype: 800 * shape[2] * shape[3] * mm.dtype_size(dtype)
-        self.memory_used_decode = lambda shape, dtype: self.memory_used_encode(shape, dtype) * self.upscale_ratio**2
-        self.rgb, self.blank = self._preview()
-
-    @torch.inference_mode()
-    def _preview(self) -> tuple[Tensor, Tensor]:
-        """A least-squares fit of colours to latents on a few pictures of the world, and the latent of grey."""
-        pictures = _pictures()
-        latents = self.scaling_factor * self.encode(torch.cat([pictures, torch.full_like(pictures[:1], 0.5)]))
-        colours = F.adaptive_avg_pool2d(to_model(pictures), latents.shape[2:])
-        known = rearrange(latents[:-1].float(), "b c h w -> (b h w) c")
-        known = torch.cat([known, torch.ones_like(known[:, :1])], dim=1)
-        rgb = torch.linalg.lstsq(known, rearrange(colours, "b c h w -> (b h w) c")).solution
-        return rgb.clone(), latents[-1].mean(dim=(1, 2)).clone()
-
-
-def _pictures(count: int = 8) -> Tensor:
-    """float[count, 128, 128, 3] in 0..1."""
-    from ..scenes import sample
-
-    return torch.stack([torch.from_numpy(sample(seed).source_image.copy()).float() / 255.0 for seed in range(count)])
-
-
 def load_vae(path: Path) -> MiniVAE:
     """A VAE from a diffusers AutoencoderDC file."""
     return MiniVAE(stored_in(load_model(path), STORED))
+
+
+class MiniVAE(DcAeVAE):
+    """Computed in fp32. blank: float[C], the scaled latent of mid-grey"""
+
+    def __init__(self, autoencoder: Any) -> None:
+        super().__init__(autoencoder, COMPUTE)
+        self.blank = self.blank_latent()

@@ -117,7 +117,7 @@ class ManagedMLLM:
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 generator=torch.Generator("cpu").manual_seed(seed),
-                on_token=_progress(max_new_tokens, on_token),
+                on_token=progress(max_new_tokens, on_token),
                 should_stop=mm.processing_interrupted,
             )
         return plans[0] if len(plans) == 1 else PlanBatch(plans)
@@ -177,7 +177,7 @@ def as_host_interrupt() -> Iterator[None]:
         raise
 
 
-def _progress(total: int, on_token: OnToken | None) -> Callable[[list[str]], None]:
+def progress(total: int, on_token: OnToken | None) -> Callable[[list[str]], None]:
     """The core's callback (all answers so far) as a progress bar and pieces of the first answer's text."""
     bar, count, shown = comfy.utils.ProgressBar(total), 0, ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import comfy.model_management as mm
@@ -13,9 +14,12 @@ import torch
 from ..checkpoint import read_shapes
 from ..prompts import token_counter
 from .comfy_dtype import AUTO, Precision, precision
-from .comfy_folders import MINI, NO_ADAPTER, fingerprint, resolve_adapter, resolve_mllm
+from .comfy_folders import DIM_MINI, MINI, NO_ADAPTER, QWEN, fingerprint, mllm_type, resolve_adapter, resolve_mllm
 from .comfy_managed import matrices_in, stored_in
 from .comfy_mllm import ManagedMLLM
+
+if TYPE_CHECKING:
+    from .comfy_qwen import ManagedQwen
 
 log = logging.getLogger(__name__)
 
@@ -44,34 +48,49 @@ def adapted(mllm: ManagedMLLM, adapter_choice: str, strength: float = 1.0) -> Ma
 
 def _shared(choice: str, dtype: str) -> ManagedMLLM:
     """The MLLM of a choice without an adapter: the one that is there already, if the files have not changed."""
-    folder = resolve_mllm(choice)
+    folder, read = resolve_mllm(choice), qwen_from_folder if mllm_type(choice) == QWEN else from_paths
     key = (str(folder), fingerprint("mllm", choice), dtype)
     if (found := ALIVE.get(key)) is None:
-        found = ALIVE[key] = from_paths(folder, mllm_id="mini" if choice == MINI else None, dtype=dtype)
+        found = ALIVE[key] = read(folder, mllm_id={MINI: "mini", DIM_MINI: "dim-mini"}.get(choice), dtype=dtype)
     return found
 
 
 def from_paths(
     folder: Path, adapter: Path | None = None, mllm_id: str | None = None, dtype: str = AUTO
 ) -> ManagedMLLM:
-    """As `load_mllm`, from a model folder and an adapter file, read anew."""
+    """A LLaVA-OneVision from its folder, with an adapter file, read anew."""
     from ..backbones.llava_onevision import LlavaOnevision
 
-    is_mini = weights_of(folder) != folder
+    is_mini, chosen = weights_of(folder) != folder, precision_of(folder, dtype)
+    core = read_core(LlavaOnevision, folder, chosen, mllm_id)
+    counter = token_counter(core.tokenizer) if is_mini else clip_counter()  # the mini's CLIP has the same tokenizer
+    bare = ManagedMLLM(core, chosen.compute, counter)
+    return bare if adapter is None else bare.with_adapter(adapter)
+
+
+def qwen_from_folder(folder: Path, mllm_id: str | None = None, dtype: str = AUTO) -> ManagedQwen:
+    """A Qwen2.5-VL, read anew; dim-mini is asked for blueprints in its own few words."""
+    from ..backbones.qwen2_5_vl import Qwen25VL
+    from .comfy_qwen import ManagedQwen
+
     chosen = precision_of(folder, dtype)
+    core = read_core(Qwen25VL, folder, chosen, mllm_id)
+    return ManagedQwen(core, chosen.compute, "mini" if weights_of(folder) != folder else "dim")
+
+
+def read_core(backbone: Any, folder: Path, chosen: Precision, mllm_id: str | None) -> Any:
+    """The backbone of a folder, its weights in the dtype that was chosen to keep."""
     log.info("reading %s: %s", folder, chosen)
     options = {} if mllm_id is None else {"mllm_id": mllm_id}
-    # the mini is read in fp32 and then stored in its own dtype: casting the whole module would round its buffers too
-    is_fp8, stored = chosen.kept.itemsize == 1, precision_of(folder).kept
+    # a mini is read in fp32 and then stored in its own dtype: casting the whole module would round its buffers too
+    is_mini, is_fp8, stored = weights_of(folder) != folder, chosen.kept.itemsize == 1, precision_of(folder).kept
     kept = stored if is_fp8 else chosen.kept
-    core = LlavaOnevision.from_folder(folder, torch.float32 if is_mini else kept, **options)
+    core = backbone.from_folder(folder, torch.float32 if is_mini else kept, **options)
     if is_mini:
         stored_in(core.model, kept)
     if is_fp8:
         matrices_in(core.model, chosen.kept, apart=core.model.get_output_embeddings())
-    counter = token_counter(core.tokenizer) if is_mini else clip_counter()  # the mini's CLIP has the same tokenizer
-    bare = ManagedMLLM(core, chosen.compute, counter)
-    return bare if adapter is None else bare.with_adapter(adapter)
+    return core
 
 
 def weights_of(folder: Path) -> Path:
@@ -87,7 +106,7 @@ def precision_of(folder: Path, dtype: str = AUTO) -> Precision:
 
     The mini is small enough to be computed in fp32 everywhere, unless another dtype was chosen.
     """
-    from ..backbones.llava_loading import stored_dtype
+    from ..backbones.hf_weights import stored_dtype
 
     weights = weights_of(folder)
     read_shapes(weights)

@@ -26,6 +26,7 @@ from ..painters.schedule import is_full
 from ..painters.spatial import grey_out
 from ..tensors import check_shape, crop_to, fit_mask, pad_to_multiple, to_rgb
 from ..tensors import composite as put_back
+from . import comfy_flow, comfy_sana, comfy_sana_sampler
 from .comfy_guidance import TwoScaleGuider, with_picture, without_picture
 
 HOST_MULTIPLE = 8  # InpaintModelConditioning cuts pictures to multiples of 8, whatever the VAE
@@ -61,8 +62,9 @@ class Sampling(NamedTuple):
 
 
 def samplers() -> tuple[list[str], list[str]]:
-    """Names of samplers and schedulers for the combos."""
-    return list(comfy.samplers.KSampler.SAMPLERS), list(comfy.samplers.KSampler.SCHEDULERS)
+    """Names of samplers and schedulers for the combos: the host's, then those of Draw-In-Mind."""
+    host = comfy.samplers.KSampler
+    return [*host.SAMPLERS, comfy_flow.SOLVER], [*host.SCHEDULERS, comfy_flow.LEVELS]
 
 
 def edit_sample(
@@ -81,6 +83,7 @@ def edit_sample(
     strength: float = 1.0,
     composite: bool = True,
     image_guidance_scale: float = 1.5,
+    framing: str = "bins",
 ) -> Edited:
     """Paint over `image` float[B, H, W, C] in 0..1 where `mask` (any size, 1 = may change; None: everywhere) allows it.
 
@@ -89,22 +92,35 @@ def edit_sample(
     held to the mask by a noise mask. An instruct MODEL (InstructPix2Pix, CosXL-edit) sees the source, is guided by it
     with image_guidance_scale, and starts from noise alone at strength 1 without a mask.
     composite: put the source back outside the mask, pixel-exact
+    framing: how a SANA, which paints one resolution, sees the picture (`painters.framing`); others take any size
     """
     require_vae(model, vae)
     notes: list[str] = []
     source, mask = _source(image, notes), _mask(image, mask, notes)
+    settings = Sampling(seed, steps, cfg, sampler_name, scheduler, strength, image_guidance_scale)
+    nothing = strength <= 0 or (mask is not None and not bool(mask.round().any()))
+    if comfy_sana.painter_of(model) is not None:
+        if nothing:
+            return Edited(source.clone(), comfy_sana_sampler.unchanged(vae, source, model, framing), notes)
+        told = (model, positive, negative, vae, source, mask)
+        return Edited(*comfy_sana_sampler.paint(*told, settings, composite, framing, notes), notes)
+    _require_flow_only_for_sana(settings)
     multiple = math.lcm(HOST_MULTIPLE, vae.spacial_compression_encode())
     padded, size = pad_to_multiple(source, multiple)
-    if strength <= 0 or (mask is not None and not bool(mask.round().any())):
+    if nothing:
         return Edited(source.clone(), {"samples": vae.encode(padded)}, notes)
     room = None if mask is None else pad_to_multiple(mask, multiple)[0]
     prepared = _prepared(model, positive, negative, vae, padded, room, strength)
-    settings = Sampling(seed, steps, cfg, sampler_name, scheduler, strength, image_guidance_scale)
     samples = _sampled(model, prepared, settings)
     edited = crop_to(_decoded(vae, samples), size)
     if mask is not None and composite:
         edited = put_back(source, edited, mask)
     return Edited(edited, {**prepared.latent, "samples": samples}, notes)
+
+
+def _require_flow_only_for_sana(settings: Sampling) -> None:
+    if chosen := {settings.sampler_name, settings.scheduler} & {comfy_flow.SOLVER, comfy_flow.LEVELS}:
+        raise Misfit(f"{' and '.join(sorted(chosen))} paint with a SANA alone; choose euler and simple for this MODEL")
 
 
 def require_vae(model: Any, vae: Any) -> None:

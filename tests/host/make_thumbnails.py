@@ -2,7 +2,7 @@
 
     python tests/host/make_thumbnails.py ADDRESS [--unpainted]       a running ComfyUI with this pack
 
-The mini's is what its template paints when Run is pressed for the first time, with wish and description; unpainted, or
+A mini's is what its template paints when Run is pressed for the first time, with wish and description; unpainted, or
 for the full-size templates, whose models are not shipped, it is the graph as it opens.
 """
 
@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 HERE = Path(__file__).resolve().parent
 WORKFLOWS = HERE.parents[1] / "workflows"
 SIDE, EDGE, TOP, PICTURE = 768, 32, 72, 336
-FULL_SIZE = ("mind_edit_sd15", "mind_edit_sdxl", "mind_edit_instruct")
+FULL_SIZE = ("mind_edit_sd15", "mind_edit_sdxl", "mind_edit_instruct", "dim_edit", "dim_text_to_image")
+MINIS = ("mind_edit_mini", "dim_mini")
 BACK, PALE, BRIGHT = "#1d2530", "#9db4cc", "#ffffff"
 
 SHOW = """
@@ -91,11 +92,12 @@ def screenshot(page, workflow: dict, corner: tuple[int, int], side: int) -> Imag
 
 
 def main(address: str, unpainted: bool) -> None:
-    opened = [*FULL_SIZE, *(["mind_edit_mini"] if unpainted else [])]
+    opened = [*FULL_SIZE, *(MINIS if unpainted else [])]
     if not unpainted:
         client = neighbour("comfy_client").ComfyClient(address)
-        graph = neighbour("prompt_graph").Graph.load(WORKFLOWS / "api" / "mind_edit_mini.json")
-        save(before_and_after(*edit(client, graph)), "mind_edit_mini")
+        for name in MINIS:
+            graph = neighbour("prompt_graph").Graph.load(WORKFLOWS / "api" / f"{name}.json")
+            save(before_and_after(*edit(client, graph)), name)
     chromium = neighbour("chromium")
     with chromium.Chromium(chromium.find_chromium(), 1200, 1200) as tab:
         page = chromium.Frontend(tab, address)

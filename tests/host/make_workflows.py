@@ -76,6 +76,11 @@ IP2P = File(
 ADAPTER_SD15 = File(f"{ADAPTERS}/models/ip-adapter_sd15.safetensors", "ipadapter", "45 MB")
 ADAPTER_SDXL = File(f"{ADAPTERS}/sdxl_models/ip-adapter_sdxl_vit-h.safetensors", "ipadapter", "698 MB")
 
+QWEN_FOLDER = "Qwen2.5-VL-3B-Instruct"
+DC_AE_FOLDER = "dc-ae-f32c32-sana-1.1-diffusers"
+DIM_EDIT = File(f"{HUB}/stdKonjac/DIM-4.6B-Edit/resolve/main/model.safetensors", "diffusion_models", "")
+DIM_T2I = File(f"{HUB}/stdKonjac/DIM-4.6B-T2I/resolve/main/model.safetensors", "diffusion_models", "")
+
 MINI_NOTE = """\
 # MindEdit in a minute
 
@@ -126,6 +131,64 @@ PAINT_A_MASK = (
     "Load a picture. Right-click it, **Open in MaskEditor**, paint what may change. Until then the mask is empty: "
     "the picture comes back as it is, and *Edit Sampler* says why."
 )
+
+DIM_MINI_NOTE = """\
+# Draw-In-Mind in a minute
+
+Press **Run**. Nothing to download: the models are built in and need a few seconds on a CPU.
+
+1. **Sample Scene** draws a picture and a *vague* wish for it. Its seed counts up, so every run is another scene.
+2. **Instruction Optimizer** designs: it looks at the picture and writes a *blueprint* in five sections, from what is \
+there to what will be. Watch it appear.
+3. **Insight Embedding** hands on what the language model thinks of picture and blueprint. The picture was read once, \
+for both.
+4. **IP-Adapter Bridge** turns these states into what the painter reads.
+5. **Edit Sampler** paints. No mask: the painter sees the picture and the blueprint says what changes.
+
+### Try
+- *designer* **as typed** in Instruction Optimizer, and write the blueprint yourself.
+- **Endpoint Designer** in place of MLLM Loader at Instruction Optimizer: any OpenAI-compatible server designs.
+- Photographs: open the template **dim_edit**. It is this graph with other loaders.
+
+### Models
+All are in `custom_nodes/<this pack>/mindedit_core/weights`. They know drawn 128×128 scenes, not photographs.
+"""
+
+DIM_FILES = f"""\
+| file | folder |
+|---|---|
+| [model.safetensors]({{url}}) of {{name}} | `models/diffusion_models` |
+| [{QWEN_FOLDER}]({HUB}/Qwen/{QWEN_FOLDER}) (7.5 GB, the whole folder) | `models/LLM/{QWEN_FOLDER}` |
+| [{DC_AE_FOLDER}]({HUB}/mit-han-lab/{DC_AE_FOLDER}) (for a converted painter) | `models/diffusers/{DC_AE_FOLDER}` |
+
+Licences are the owners': DIM-4.6B is CC BY-NC 4.0 (not for commercial use), Qwen2.5-VL-3B Qwen Research, SANA1.5 and \
+its autoencoder NVIDIA's. `mindedit convert dim model.safetensors dim_edit.safetensors` keeps the painter's part alone.
+"""
+
+DIM_EDIT_NOTE = f"""\
+# Draw-In-Mind
+
+The same graph as **dim_mini**, with the published models of full size. About 12 GB of VRAM: language model and \
+painter take turns. These nodes have been run on random weights of full size; the published ones could not be \
+downloaded where this was made. If a file is refused, please report the message.
+
+{DIM_FILES.format(url=DIM_EDIT.url, name="stdKonjac/DIM-4.6B-Edit")}
+1. Load a picture and say what you want, as loosely as you like.
+2. Press **Run**. The blueprint appears on *Instruction Optimizer*; it is kept, and not written again for the same \
+picture and wish.
+
+The painter works at 1024×1024 or as many pixels; *framing* in **Edit Sampler** says how other shapes are seen. \
+Published settings: 30 steps, cfg 7.5, seed 233, dpm_solver_flow with flow.
+"""
+
+DIM_T2I_NOTE = f"""\
+# Draw-In-Mind: text to image
+
+A text instead of a picture: **Text Insight** reads it, the painter starts from noise. The blank picture gives the size.
+
+{DIM_FILES.format(url=DIM_T2I.url, name="stdKonjac/DIM-4.6B-T2I")}
+Write long and exact: this painter learnt from captions of 150 words.
+"""
 
 SD15_NOTE = full_size_note(
     "MIND-Edit on Stable Diffusion 1.5",
@@ -242,6 +305,165 @@ MINI = Layout(
 )
 
 
+FLOW = {"sampler_name": "dpm_solver_flow", "scheduler": "flow"}
+
+
+def by_states(
+    note: str, models: dict[str, Node], source: dict[str, Node], image: tuple[str, str], wish: dict, sampling: dict
+) -> Layout:
+    """An edit by Draw-In-Mind. models: mllm and painter;  source: nodes that give the picture;  image: which output
+
+    wish: links and widgets of Instruction Optimizer;  sampling: widgets of Edit Sampler
+    """
+    painted = ("sampler", "image")
+    return Layout(
+        nodes={
+            "note": Node("MarkdownNote", (0, 110), (420, 640), widgets={"text": note}),
+            **models,
+            **source,
+            "optimizer": Node(
+                "MindEditInstructionOptimizer",
+                (900, 480),
+                (400, 420),
+                {"mllm": ("mllm", "mllm"), "image": image, **wish["links"]},
+                {"control": "fixed", **wish["widgets"]},
+            ),
+            "insight": Node(
+                "MindEditInsightEmbedding",
+                (900, 960),
+                (400, 150),
+                {"mllm": ("mllm", "mllm"), "image": image, "plan": ("optimizer", "plan")},
+            ),
+            "bridge": Node(
+                "MindEditIPAdapterBridge",
+                (1380, 110),
+                (340, 360),
+                {
+                    "model": ("painter", "model"),
+                    "clip": ("painter", "clip"),
+                    "insight": ("insight", "insight"),
+                    "plan": ("optimizer", "plan"),
+                },
+            ),
+            "sampler": Node(
+                "MindEditEditSampler",
+                (1800, 110),
+                (340, 400),
+                {
+                    "model": ("bridge", "model"),
+                    "positive": ("bridge", "positive"),
+                    "negative": ("bridge", "negative"),
+                    "vae": ("painter", "vae"),
+                    "image": image,
+                },
+                {"control": "fixed", **FLOW, **sampling},
+            ),
+            "largest": Node(
+                "ImageScaleBy",
+                (2220, 110),
+                (320, 100),
+                {"image": painted},
+                {"upscale_method": "bicubic", "scale_by": 3.5 if "larger" in source else 1.0},
+                title="enlarge to look at",
+                collapsed=True,
+            ),
+            "after": Node("PreviewImage", (2220, 180), (480, 520), {"images": ("largest", "IMAGE")}, title="After"),
+            "saved": Node("SaveImage", (2220, 760), (480, 320), {"images": painted}, {"filename_prefix": "MindEdit"}),
+        },
+        groups={
+            "Models": list(models),
+            "1 · A picture and a wish": list(source),
+            "2 · Design": ["optimizer", "insight"],
+            "3 · Tell the painter": ["bridge"],
+            "4 · Paint": ["sampler"],
+            "5 · Result": ["largest", "after", "saved"],
+        },
+    )
+
+
+def dim_models(mllm: str, painter: str, models: list[dict]) -> dict[str, Node]:
+    return {
+        "mllm": Node("MindEditMLLMLoader", (500, 110), (320, 130), widgets={"model": mllm, "adapter": "none"}),
+        "painter": Node("MindEditPainterLoader", (500, 290), (320, 110), widgets={"painter": painter}, models=models),
+    }
+
+
+DIM_MINI = by_states(
+    DIM_MINI_NOTE,
+    dim_models("dim-mini (built in)", "dim-mini (built in)", []),
+    {
+        "scene": Node("MindEditSampleScene", (500, 560), (320, 230), widgets={"seed": 2**31, "control": "increment"}),
+        "larger": Node(
+            "ImageScaleBy",
+            (500, 850),
+            (320, 100),
+            {"image": ("scene", "image")},
+            {"upscale_method": "bicubic", "scale_by": 2.25},
+            title="enlarge to look at",
+            collapsed=True,
+        ),
+        "before": Node("PreviewImage", (500, 910), (320, 340), {"images": ("larger", "IMAGE")}, title="Before"),
+    },
+    ("scene", "image"),
+    {"links": {"instruction": ("scene", "instruction")}, "widgets": {"instruction": ""}},
+    {"steps": 10, "cfg": 3.0},
+)
+DIM = by_states(
+    DIM_EDIT_NOTE,
+    dim_models(QWEN_FOLDER, DIM_EDIT.name, DIM_EDIT.models),
+    {"picture": Node("LoadImage", (500, 560), (320, 540), widgets={"image": "example.png"})},
+    ("picture", "IMAGE"),
+    {"links": {}, "widgets": {"instruction": "dress her for a cold evening", "max_new_tokens": 1024}},
+    {"steps": 30, "cfg": 7.5, "seed": 233},
+)
+TEXT = "A red bicycle leans against a whitewashed wall in the late sun; its long shadow falls over cobblestones."
+TEXT_TO_IMAGE = Layout(
+    nodes={
+        "note": Node("MarkdownNote", (0, 110), (420, 640), widgets={"text": DIM_T2I_NOTE}),
+        **dim_models(QWEN_FOLDER, DIM_T2I.name, DIM_T2I.models),
+        "blank": Node("EmptyImage", (500, 560), (320, 130), widgets={"width": 1024, "height": 1024}),
+        "insight": Node(
+            "MindEditTextInsight", (900, 110), (400, 300), {"mllm": ("mllm", "mllm")}, widgets={"text": TEXT}
+        ),
+        "bridge": Node(
+            "MindEditIPAdapterBridge",
+            (1380, 110),
+            (340, 360),
+            {
+                "model": ("painter", "model"),
+                "clip": ("painter", "clip"),
+                "insight": ("insight", "insight"),
+                "plan": ("insight", "plan"),
+            },
+        ),
+        "sampler": Node(
+            "MindEditEditSampler",
+            (1800, 110),
+            (340, 400),
+            {
+                "model": ("bridge", "model"),
+                "positive": ("bridge", "positive"),
+                "negative": ("bridge", "negative"),
+                "vae": ("painter", "vae"),
+                "image": ("blank", "IMAGE"),
+            },
+            {"control": "fixed", **FLOW, "steps": 30, "cfg": 7.5, "seed": 233},
+        ),
+        "after": Node(
+            "SaveImage", (2220, 110), (480, 560), {"images": ("sampler", "image")}, {"filename_prefix": "MindEdit"}
+        ),
+    },
+    groups={
+        "Models": ["mllm", "painter"],
+        "1 · A size": ["blank"],
+        "2 · A text": ["insight"],
+        "3 · Tell the painter": ["bridge"],
+        "4 · Paint": ["sampler"],
+        "5 · Result": ["after"],
+    },
+)
+
+
 def full_size(note: str, checkpoint: File, adapter: File, wish: str, sampling: dict, masked: bool = True) -> Layout:
     """A photograph, models from disk. sampling: widgets of Edit Sampler"""
     mask = {"mask": ("picture", "MASK")} if masked else {}
@@ -321,6 +543,7 @@ INSTRUCTED = {"steps": 25, "cfg": 7.5, "image_guidance_scale": 1.5}
 INSTRUCT = full_size(IP2P_NOTE, IP2P, ADAPTER_SD15, WISH, INSTRUCTED, masked=False)
 
 LAYOUTS = {"mind_edit_mini": MINI, "mind_edit_sd15": SD15, "mind_edit_sdxl": SDXL, "mind_edit_instruct": INSTRUCT}
+LAYOUTS |= {"dim_mini": DIM_MINI, "dim_edit": DIM, "dim_text_to_image": TEXT_TO_IMAGE}
 
 DRAW = """
 (async layout => {

@@ -287,7 +287,7 @@ def test_memory_is_asked_for_before_reading(mllm, image, monkeypatch):
 
 def test_choices(mini_folder, tmp_path):
     assert load_mllm(MINI, NO_ADAPTER).has_head and load_mllm(MINI, MINI).name.startswith("mini+")
-    with pytest.raises(FileNotFoundError, match="put a LLaVA-OneVision folder .* under .*LLM"):
+    with pytest.raises(FileNotFoundError, match="put a LLaVA-OneVision or Qwen2.5-VL folder .* under .*LLM"):
         load_mllm("nowhere")
     with pytest.raises(FileNotFoundError, match="put a MIND-Edit adapter .* under .*mindedit"):
         load_mllm(MINI, "nothing.safetensors")

@@ -1,0 +1,117 @@
+"""Qwen2.5-VL under the host's management: headless numbers, one copy of the weights, one reading, loader and errors."""
+
+from __future__ import annotations
+
+import folder_paths
+import pytest
+import torch
+
+from mindedit_core.backbones.qwen2_5_vl import Qwen25VL
+from mindedit_core.contracts import Misfit, Plan
+from mindedit_core.designers.blueprint import BlueprintDesigner
+from mindedit_core.hosts import comfy_folders
+from mindedit_core.hosts.comfy_managed import unmanaged
+from mindedit_core.hosts.comfy_mllm_loading import describe, load_mllm
+from mindedit_core.systems.tiny_dim import save_tiny_dim
+
+WISH = "make the cat blue"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    with torch.inference_mode(False):
+        return save_tiny_dim(tmp_path_factory.mktemp("dim"))
+
+
+@pytest.fixture(autouse=True)
+def dim_mini(folder, tmp_path, monkeypatch):
+    """The tiny folder is the dim-mini; the blueprints that a test writes go to a user folder of its own."""
+    monkeypatch.setenv(comfy_folders.DIM_VARIABLE, str(folder))
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+
+
+@pytest.fixture
+def managed():
+    return load_mllm(comfy_folders.DIM_MINI, None)
+
+
+@pytest.fixture
+def headless(folder):
+    return Qwen25VL.from_folder(folder)
+
+
+@pytest.fixture
+def image(generator):
+    return torch.rand(2, 100, 140, 3, generator=generator)
+
+
+def test_blueprints_and_states_are_the_headless_ones(managed, headless, image):
+    plan = managed.design(image[:1], WISH, max_new_tokens=24)
+    theirs = BlueprintDesigner(headless, "mini").design(image[:1], WISH, max_new_tokens=24)
+    assert (plan.text, plan.note, plan.designer) == (theirs.text, theirs.note, "blueprint")
+    ours = managed.encode(image[:1], plan)
+    torch.testing.assert_close(ours.hidden, headless.encode(image[:1], theirs).hidden, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_stay_in_half_precision_and_are_computed_in_fp32(managed, image):
+    assert {parameter.dtype for parameter in managed.core.model.parameters()} == {torch.float16}
+    assert managed.encode(image[:1], Plan(WISH, WISH)).hidden.dtype == torch.float32
+    assert unmanaged(managed.patcher.model) == []
+
+
+def test_one_copy_serves_designer_and_encoder(managed):
+    """The painter's states and the blueprint come from the same parameters: none of them is there twice."""
+    designer = BlueprintDesigner(managed.core, "mini")
+    both = {id(parameter) for owner in (designer.mllm.model, managed.core.model) for parameter in owner.parameters()}
+    assert len(both) == len(list(managed.patcher.model.parameters()))
+    assert load_mllm(comfy_folders.DIM_MINI, None) is managed
+
+
+def test_the_picture_is_read_once(managed, image, monkeypatch):
+    reads = []
+    read = managed.core.read
+    monkeypatch.setattr(managed.core, "read", lambda *args, **kwargs: reads.append(1) or read(*args, **kwargs))
+    plan = managed.design(image[:1], WISH, max_new_tokens=8)
+    shared = managed.encode(image[:1], plan)
+    assert len(reads) == 1
+    apart = managed.design(image[:1], WISH, max_new_tokens=8, share_prefix=False)
+    managed.encode(image[:1], apart)
+    assert len(reads) == 3 and apart.states is None
+    again = managed.encode(image[:1], Plan(WISH, plan.text))
+    torch.testing.assert_close(again.hidden, shared.hidden, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_is_designed_one_by_one_and_padded(managed, image):
+    plans = managed.design(image, [WISH, "remove the tree"], max_new_tokens=8)
+    insight = managed.encode(image, plans)
+    lengths = insight.mask.sum(1)
+    assert insight.hidden.shape[:2] == insight.mask.shape == (2, int(lengths.max()))
+    alone = managed.encode(image[1:], plans[1])
+    torch.testing.assert_close(insight.hidden[1:, : int(lengths[1])], alone.hidden, atol=1e-4, rtol=1e-4)
+
+
+def test_text_alone_is_read_for_text_to_image(managed, headless):
+    plan = Plan(WISH, WISH)
+    ours, theirs = managed.encode(None, plan), headless.encode(None, plan)
+    torch.testing.assert_close(ours.hidden, theirs.hidden, atol=1e-4, rtol=1e-4)
+
+
+def test_adapters_of_mind_edit_are_refused(managed):
+    with pytest.raises(Misfit, match="choose the adapter 'none'"):
+        load_mllm(comfy_folders.DIM_MINI, comfy_folders.MINI)
+    assert managed.with_adapter(None) is managed
+
+
+def test_a_published_folder_is_listed_and_loaded(unregistered_models, folder, image):
+    comfy_folders.register()
+    with torch.inference_mode(False):
+        headless = Qwen25VL.from_folder(folder)
+        place = unregistered_models / "LLM" / "Qwen2.5-VL-tiny"
+        headless.model.save_pretrained(place)
+        headless.tokenizer.save_pretrained(place)
+    assert comfy_folders.list_mllms()[2:] == ["Qwen2.5-VL-tiny"]
+    assert comfy_folders.mllm_type("Qwen2.5-VL-tiny") == comfy_folders.QWEN
+    loaded = load_mllm("Qwen2.5-VL-tiny", None)
+    assert loaded.template == "dim" and "computed in" in describe("Qwen2.5-VL-tiny")
+    assert loaded.core.size() == (1008, 1008)
+    assert loaded.encode(image[:1], Plan(WISH, WISH)).hidden.shape[1] > 24 * 24
