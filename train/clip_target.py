@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
-from mindedit_core.backbones.llava_loading import fingerprint
+from mindedit_core.backbones.hf_weights import fingerprint
 from mindedit_core.checkpoint import read_shapes
 from mindedit_core.model_files import load_model
 from mindedit_core.scenes import Sample

@@ -13,6 +13,7 @@ instead of v_insight) and true_text (true T_opt, lambda = 0).
     success_img2img     one edit, no mask at all                  psnr, ssim, clip_i       see below
     region_iou          of T_opt's regions with the true mask
 
+A Draw-In-Mind (--system dim-mini) has variants and metrics of its own: see train.evaluate_dim.
 psnr, ssim: in the mask's box, not composited; clip_i: cosine of our CLIP's embeddings of what a user gets and target.
 """
 
@@ -21,9 +22,11 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,12 +35,14 @@ from einops import rearrange
 from torch import Tensor
 
 from mindedit_core import load_system
+from mindedit_core.bridges.mlp import MLPProjector
 from mindedit_core.contracts import Insight, Plan
 from mindedit_core.metrics import bootstrap_interval, mask_box, paired_interval, psnr, ssim
 from mindedit_core.pipeline import join_conditions
 from mindedit_core.regions import region_mask
 from mindedit_core.scenes import EVALUATION_SEEDS, OPERATIONS, Sample, judge_picture, judge_text, sample
 from mindedit_core.tensors import composite
+from train import evaluate_dim
 from train.clip_target import image_embeds, target_pixels
 
 VARIANTS = {  # name -> whose text, whose insight the painter is told
@@ -183,10 +188,9 @@ def require_sight(painter, variants: Sequence[str]) -> None:
         )
 
 
-def evaluate(system, options) -> tuple[dict[str, Scores], list[Sample]]:
-    """Per variant and metric one value a sample; the samples of the single edits in order."""
+def evaluate(system, samples: dict[str, list[Sample]], options) -> dict[str, Scores]:
+    """Per variant and metric one value a sample. samples: "alone" and "several" """
     require_sight(system.painter, options.variants)
-    samples = {"alone": singles(options.seed, options.n), "several": programs(options.seed, options.n)}
     known = {key: design(system, items, options.batch) for key, items in samples.items()}
     exact = {"t_opt_exact": texts_right(samples["alone"], known["alone"][0]),
              "t_opt_exact_multi_step": texts_right(samples["several"], known["several"][0]),
@@ -200,7 +204,7 @@ def evaluate(system, options) -> tuple[dict[str, Scores], list[Sample]]:
             key = METRICS[metric][0]
             found[variant] |= run_variant(system, variant, samples[key], *known[key], metric, options)
             print(variant, metric, f"{np.mean(found[variant][metric]):.3f}", flush=True)
-    return found, samples["alone"]
+    return found
 
 
 def texts_right(items: Sequence[Sample], plans: Sequence[Plan]) -> list[float]:
@@ -230,11 +234,11 @@ def by_operation(scores: Scores, items: Sequence[Sample]) -> dict[str, dict]:
     return table
 
 
-def differences(found: dict[str, Scores], variant: str = "full") -> dict[str, dict]:
+def differences(found: dict[str, Scores], variant: str = "full", pairs: dict | None = None) -> dict[str, dict]:
     """`variant` minus those it is compared with, on the same samples; `ahead` only where the interval excludes 0."""
     table: dict[str, dict] = {}
-    for other in (name for name in PAIRS[variant] if name in found and variant in found):
-        for metric in found[other]:
+    for other in (name for name in (pairs or PAIRS)[variant] if name in found and variant in found):
+        for metric in (name for name in found[other] if name in found[variant]):
             gap = paired_interval(torch.tensor(found[variant][metric]), torch.tensor(found[other][metric]))
             table.setdefault(other, {})[metric] = {**asdict(gap), "ahead": gap.low > 0}
     return table
@@ -260,11 +264,23 @@ def show(report: dict) -> None:
             print(f"{variant:13} {metric:24} {interval(found)}  n={found['n']}")
     for operation, metrics in report["operations"].items():
         print(f"{operation:13}", "  ".join(f"{metric} {found['value']:.3f}" for metric, found in metrics.items()))
-    for variant in PAIRS:
+    for variant in (key.removesuffix("_minus") for key in report if key.endswith("_minus")):
         for other, metrics in report[f"{variant}_minus"].items():
             for metric, gap in metrics.items():
                 verdict = "ahead" if gap["ahead"] else "not ahead"
                 print(f"{variant} - {other:13} {metric:24} {interval(gap)}  {verdict}")
+
+
+def kind_of(system) -> Any:
+    """The module that knows a system's variants and metrics: this one, or Draw-In-Mind's."""
+    return evaluate_dim if isinstance(system.bridge, MLPProjector) else sys.modules[__name__]
+
+
+def choices(parser: argparse.ArgumentParser, said: list[str] | None, known: Sequence[str], more: Sequence[str] = ()):
+    """What was said, each of it known; all of `known` if nothing was."""
+    if strange := [name for name in said or () if name not in (*known, *more)]:
+        parser.error(f"this system has no {strange[0]!r}; have {', '.join((*known, *more))}")
+    return said or list(known)
 
 
 def main() -> None:
@@ -274,22 +290,34 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=500, help="samples of each sort; 7 at least, one for each operation")
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *STUDIES])
-    parser.add_argument("--metrics", nargs="+", default=list(METRICS), choices=METRICS)
+    parser.add_argument("--variants", nargs="+", help="default: all that the system has")
+    parser.add_argument("--metrics", nargs="+", help="default: all that the system has")
     options = parser.parse_args()
     if options.n < len(OPERATIONS):
         parser.error(f"--n must be {len(OPERATIONS)} or more, one sample for each operation, got {options.n}")
     system = load_system(options.system)
-    found, alone = evaluate(system, options)
+    kind = kind_of(system)
+    options.variants = choices(parser, options.variants, list(kind.VARIANTS), list(getattr(kind, "STUDIES", ())))
+    options.metrics = choices(parser, options.metrics, list(kind.METRICS))
+    samples = {"alone": singles(options.seed, options.n), "several": programs(options.seed, options.n)}
+    found = kind.evaluate(system, samples, options)
     report = {"system": options.system, "seed": options.seed, "n": options.n, "commit": commit(),
               "settings": {"mask": said(system.settings), "img2img": said(system.settings_for(None))},
               "variants": {variant: estimates(scores) for variant, scores in found.items()},
-              "operations": by_operation(found.get("full", {}), alone),
-              **{f"{variant}_minus": differences(found, variant) for variant in PAIRS}}
+              "operations": by_operation(found.get("full", {}), samples["alone"]),
+              **tables_of(kind, found, samples["alone"])}
     show(report)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def tables_of(kind: Any, found: dict[str, Scores], items: Sequence[Sample]) -> dict[str, dict]:
+    """Differences between variants; and each variant by operation, where the operations are what is compared."""
+    tables = {f"{variant}_minus": differences(found, variant, kind.PAIRS) for variant in kind.PAIRS}
+    if kind is evaluate_dim:
+        tables["by_operation"] = {variant: by_operation(scores, items) for variant, scores in found.items()}
+    return tables
 
 
 if __name__ == "__main__":

@@ -37,9 +37,11 @@ def device() -> torch.device:
 
 
 def on_device(batch: Any) -> Any:
-    """A batch with its tensors on the training device; dicts and lists are followed, everything else stays."""
+    """A batch with its tensors on the training device; dicts, lists and named tuples are followed, all else stays."""
     if isinstance(batch, dict):
         return {name: on_device(value) for name, value in batch.items()}
+    if hasattr(batch, "_fields"):
+        return type(batch)(*map(on_device, batch))
     if isinstance(batch, list):
         return [on_device(value) for value in batch]
     return batch.to(device(), non_blocking=True) if isinstance(batch, Tensor) else batch

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from mindedit_core.backbones.adapter_files import read_adapter, save_adapter
 from mindedit_core.backbones.hf_vlm import IGNORED, language_model
-from mindedit_core.backbones.llava_loading import fingerprint
+from mindedit_core.backbones.hf_weights import fingerprint
 from mindedit_core.backbones.llava_onevision import AnswerPass, LlavaOnevision
 from mindedit_core.backbones.lora import Adapter
 from mindedit_core.backbones.states_head import StatesHead

@@ -21,13 +21,15 @@ class EditRecord:
     id: unique and stable in its dataset, whatever part of it is on the disk
     instruction: T_raw on one line;  optimized: T_opt, if it is known;  regions: where T_opt's change takes place
     source, target: uint8[H, W, 3];  mask: bool[H, W], True where the edit is;  all of one size
+    source None: the target is made of the instruction alone
     kind: the dataset's own name for this sort of edit;  notes: what was done to the row to make it fit
     steps: what each part of an instruction of several parts changes
+    blueprint: Draw-In-Mind's text in five sections (`mindedit_core.blueprint`), if it is known
     """
 
     id: str
     instruction: str
-    source: np.ndarray
+    source: np.ndarray | None
     target: np.ndarray | None = None
     mask: np.ndarray | None = None
     source_caption: str | None = None
@@ -37,9 +39,10 @@ class EditRecord:
     kind: str | None = None
     notes: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
+    blueprint: str | None = None
 
     def __post_init__(self) -> None:
-        height, width = self.source.shape[:2]
+        width, height = self.size
         for name in ("source", "target", "mask"):
             array = getattr(self, name)
             shape, kind = ((height, width), np.bool_) if name == "mask" else ((height, width, 3), np.uint8)
@@ -48,6 +51,14 @@ class EditRecord:
                     f"{name} of record {self.id} must be {np.dtype(kind)}{list(shape)}, "
                     f"got {array.dtype}{list(array.shape)}; bring all pictures of a record to one size"
                 )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of its pictures."""
+        picture = self.target if self.source is None else self.source
+        if picture is None:
+            raise ValueError(f"record {self.id} must have a source or a target, got neither")
+        return picture.shape[1::-1]
 
 
 @runtime_checkable

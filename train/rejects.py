@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from train.records import Records, Rejected, Subset
 
 REJECTS, CHECK = "rejects.jsonl", "check.json"
-PARTS = ("target", "mask", "source_caption", "target_caption", "optimized", "regions", "steps")
+PARTS = ("target", "mask", "source_caption", "target_caption", "optimized", "regions", "steps", "blueprint")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Findings(Dataset):
         return Finding(
             row,
             name,
-            size=record.source.shape[1::-1],
+            size=record.size,
             words=len(record.instruction.split()),
             masked=None if record.mask is None else float(record.mask.mean()),
             has=tuple(part for part in PARTS if getattr(record, part) is not None and len(getattr(record, part))),

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from mindedit_core.backbones.llava_loading import fingerprint
+from mindedit_core.backbones.hf_weights import fingerprint
 from train.encoding import Cache
 from train.facts import tokens
 from train.loop import device, on_device

@@ -7,6 +7,8 @@ from functools import lru_cache
 import numpy as np
 
 from mindedit_core.backbones.mini_tokenizer import build_tokenizer
+from mindedit_core.backbones.qwen_mini import SYSTEM, build_qwen_tokenizer
+from mindedit_core.blueprint import SECTIONS
 from mindedit_core.scenes import caption, instructions
 from mindedit_core.scenes.sampling import THEN, draw_scene
 
@@ -26,3 +28,12 @@ def corpus() -> list[str]:
 @lru_cache(maxsize=1)
 def tokenizer():
     return build_tokenizer(corpus())
+
+
+DIALOGUE = (f"system user assistant {SYSTEM} design: is this", f"1. 2. 3. 4. 5. {' : '.join(SECTIONS)}")
+
+
+@lru_cache(maxsize=1)
+def qwen_tokenizer():
+    """The same words behind Qwen's special tokens, and those of a blueprint's headings."""
+    return build_qwen_tokenizer([*corpus(), *DIALOGUE])

@@ -230,7 +230,7 @@ def test_the_truth_is_refused_before_anything_runs_where_clip_does_not_see(varia
     options = argparse.Namespace(**{**vars(OPTIONS), "variants": [variant]})
     left = "--variants full text_only insight_only neither$"
     with pytest.raises(ValueError, match=f"variant {variant} .*Linear has no vision model.*{left}"):
-        evaluate.evaluate(blind, options)
+        evaluate.evaluate(blind, {}, options)
 
 
 def test_too_few_samples_are_refused_before_anything_runs(report_of, capsys):

@@ -44,7 +44,8 @@ def test_every_name_opens_something(name):
 
 
 def test_an_unknown_reader_or_option_lists_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match="unknown reader 'humanedit'; have folder, human_edit, magic_brush"):
+    known = "dim_edit, dim_t2i, folder, human_edit, magic_brush"
+    with pytest.raises(ValueError, match=f"unknown reader 'humanedit'; have {known}"):
         open_records("humanedit", path=tmp_path)
     with pytest.raises(ValueError, match=r"reader magic_brush: .*'splitt'; it takes \(path.*split.*columns"):
         open_records("magic_brush", path=tmp_path, splitt="dev")

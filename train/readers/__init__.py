@@ -14,6 +14,8 @@ from mindedit_core.registry import lookup
 from train.records import Records
 
 READERS = {
+    "dim_edit": ".dim_edit:open_dim_edit",
+    "dim_t2i": ".dim_t2i:open_dim_t2i",
     "folder": ".folder:open_folder",
     "human_edit": ".human_edit:open_human_edit",
     "magic_brush": ".magic_brush:open_magic_brush",
