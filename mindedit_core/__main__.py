@@ -18,8 +18,8 @@ CONVERT_HELP = (
 DEMO_SEED = 2**31  # the first scene that training never saw
 DEMO_FOLDER = Path("build") / "demo"
 PAINT_OPTIONS = (
-    *("steps", "seed", "strength", "guidance_scale", "insight_scale", "negative"),
-    "image_guidance_scale",
+    *("steps", "seed", "strength", "guidance_scale", "image_guidance_scale"),
+    *("insight_scale", "negative", "framing"),
 )
 
 
@@ -137,6 +137,7 @@ def demo(arguments: argparse.Namespace) -> int:
     """`mindedit demo`: draws a scene, edits it, and lets the picture judge say what came of it."""
     import torch
 
+    from .blueprint import IMAGINATION
     from .pictures import save_picture, side_by_side, to_uint8
     from .pipeline import own_masks
     from .scenes import judge_picture, judge_text, sample
@@ -148,7 +149,8 @@ def demo(arguments: argparse.Namespace) -> int:
     settings = settings_from(arguments, system, None if arguments.no_mask and not arguments.own_mask else mask)
     print(f"scene {arguments.scene}: {scene.source_caption}")
     result, seconds = run(system, image, scene.instruction, settings, arguments)
-    print(f"text judge:    {judge_text(result.plan.text, scene)}")
+    said = (result.plan.sections or {}).get(IMAGINATION, result.plan.text)
+    print(f"text judge:    {judge_text(said, scene)}")
     print(f"picture judge: {judge_picture(to_uint8(result.image[0]), scene.target)}")
     print(f"the edit took {seconds:.1f} s")
     if arguments.own_mask:
@@ -229,7 +231,7 @@ def of_ip_adapter(tensors: dict[str, Any], source: Path) -> tuple[dict[str, Any]
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="mindedit", description="Edit a picture as an instruction says (MIND-Edit).")
+    top = argparse.ArgumentParser(prog="mindedit", description="Edit a picture as an instruction says.")
     commands = top.add_subparsers(dest="command", required=True)
     one = commands.add_parser("edit", help="edit a picture")
     one.add_argument("image", type=Path, help="the picture")
@@ -268,6 +270,8 @@ def add_common(command: argparse.ArgumentParser) -> None:
     add("--guidance-scale", type=float, help="how strictly the text is obeyed; 1 is off (default: the system's)")
     said = "how closely an InstructPix2Pix or CosXL-edit painter keeps to the picture; 1 is off (default: 1.5)"
     add("--image-guidance-scale", type=float, help=said)
+    said = "how a SANA sees a picture that is no square of its size: bins, pad or crop (default: bins)"
+    add("--framing", help=said)
     add("--insight-scale", type=float, help="weight of the visual insight; 0 is off (default: 1)")
     add("--negative", help="what the picture should not show")
     add("--max-new-tokens", type=int, default=256, help="longest answer of the language model (default: %(default)s)")

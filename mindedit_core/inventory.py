@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,7 +22,11 @@ OK, MISSING, OPTIONAL = "ok", "MISSING", "--"
 ROOT = Path(__file__).resolve().parents[1]
 HOST_PACKAGES = ("torch", "numpy", "pillow", "tqdm")
 FLOORS = {"diffusers": "0.35", "einops": "0.6", "safetensors": "0.4.2", "transformers": "4.57"}  # requirements.txt
-LLAVA = "llava_onevision"
+MLLMS = {  # `model_type` in config.json -> its name, and what is fetched
+    "llava_onevision": ("LLaVA-OneVision", "a folder of llava-hf/*-ov-hf"),
+    "qwen2_5_vl": ("Qwen2.5-VL", "a folder of Qwen/Qwen2.5-VL-*-Instruct"),
+}
+PAINTERS = ("dim_published", "dim", "sana")
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,9 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
-def mini(folder: Path = MINI_FOLDER) -> Iterator[Line]:
-    """Every file of the mini: its size, recipe and score as its own metadata says."""
-    for name in MINI_FILES:
+def mini(folder: Path = MINI_FOLDER, files: Sequence[str] = MINI_FILES) -> Iterator[Line]:
+    """Every file of a mini: its size, recipe and score as its own metadata says."""
+    for name in files:
         path = folder / name
         if not path.is_file():
             yield Line(MISSING, name, f"goes into {folder}; `git checkout` it, or train it with the recipes in train/")
@@ -98,7 +102,8 @@ def comfyui(place: Path | None) -> Iterator[Line]:
     yield Line(OK, "ComfyUI", f"{_version(place)} at {place}")
     yield _installed(place)
     models = place / "models"
-    yield from _listed("LLaVA-OneVision", models / "LLM", _mllms(models / "LLM"), "a folder of llava-hf/*-ov-hf")
+    for model_type, (name, wanted) in MLLMS.items():
+        yield from _listed(name, models / "LLM", _mllms(models / "LLM", model_type), wanted)
     adapters = [
         f"{name}: {_said_head(models / 'mindedit' / name)}" for name in _files(models / "mindedit", "mind_edit")
     ]
@@ -106,6 +111,11 @@ def comfyui(place: Path | None) -> Iterator[Line]:
     yield from _ip_adapters(models / "ipadapter")
     found = _files(models / "checkpoints", "sd_checkpoint")
     yield from _listed("Stable Diffusion", models / "checkpoints", found, "an SD1.5 file")
+    place, wanted = models / "diffusion_models", "model.safetensors of stdKonjac/DIM-4.6B-Edit"
+    painters = [f"{name}: {kind}" for kind in PAINTERS for name in _files(place, kind)]
+    yield from _listed("Draw-In-Mind or SANA", place, painters, wanted)
+    wanted = "the folder of mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers, for a painter without one,"
+    yield from _listed("DC-AE", models / "diffusers", _autoencoders(models / "diffusers"), wanted)
 
 
 def _version(place: Path) -> str:
@@ -128,15 +138,22 @@ def _listed(what: str, folder: Path, found: list[str], wanted: str) -> Iterator[
         yield Line(OPTIONAL, what, f"none; {wanted} goes into {folder}")
 
 
-def _mllms(folder: Path) -> list[str]:
-    found = []
+def _mllms(folder: Path, model_type: str) -> list[str]:
+    found = (path for path, said in _configs(folder) if said.get("model_type") == model_type)
+    return [f"{path.relative_to(folder)}{_complaint(path)}" for path in found]
+
+
+def _autoencoders(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path, said in _configs(folder)
+            if said.get("_class_name") == "AutoencoderDC"]
+
+
+def _configs(folder: Path) -> Iterator[tuple[Path, dict]]:
+    """Every folder below `folder` that has a config.json, and what that says."""
     for config in sorted(folder.glob("**/config.json")):
-        try:
-            if json.loads(config.read_text(encoding="utf-8")).get("model_type") == LLAVA:
-                found.append(f"{config.parent.relative_to(folder)}{_complaint(config.parent)}")
-        except (ValueError, AttributeError, OSError):
-            continue
-    return found
+        with suppress(ValueError, OSError):
+            if isinstance(said := json.loads(config.read_text(encoding="utf-8")), dict):
+                yield config.parent, said
 
 
 def _complaint(folder: Path) -> str:

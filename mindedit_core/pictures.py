@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -76,9 +77,11 @@ def to_uint8(image: Tensor) -> np.ndarray:
 
 
 def side_by_side(images: Sequence[Tensor]) -> Tensor:
-    """Pictures float[1, H, W, 3] of one size, left to right with a white gap: float[1, H, W', 3]."""
-    gap = torch.ones_like(images[0][:, :, :1]).expand(-1, -1, GAP, -1)
-    panels = [panel for image in images for panel in (image.to(gap), gap)]
+    """Pictures float[1, H_i, W_i, 3], left to right with white gaps, white below a lower one: float[1, H, W, 3]."""
+    height = max(image.shape[1] for image in images)
+    gap = images[0].new_ones(1, height, GAP, 3)
+    whole = [F.pad(image.to(gap), (0, 0, 0, 0, 0, height - image.shape[1]), value=1.0) for image in images]
+    panels = [panel for image in whole for panel in (image, gap)]
     return torch.cat(panels[:-1], dim=2)
 
 

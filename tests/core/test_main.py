@@ -157,6 +157,19 @@ def test_demo_names_the_operations_it_has(mindedit, picture):
     assert code == 1 and "recolour" in err
 
 
+def test_a_system_of_blueprints_demonstrates_and_edits(mindedit, picture, tmp_path):
+    from mindedit_core.systems.tiny_dim import save_tiny_dim
+
+    tiny_dim = save_tiny_dim(tmp_path / "tiny")
+    code, out, _ = mindedit("demo", "--no-mask", "--out", tmp_path / "demo", system=tiny_dim)
+    assert code == 0 and "text judge:    failure: " in out and "picture judge: failure: " in out
+    for framing, size in (("bins", (40, 30)), ("pad", (40, 30)), ("crop", (128, 128))):
+        code, _, err = mindedit("edit", picture, "make it red", "--framing", framing, system=tiny_dim)
+        assert code == 0 and opened("in-edited.png").size == size and "is painted at" in err
+    code, _, err = mindedit("edit", picture, "make it red", "--framing", "round", system=tiny_dim)
+    assert code == 1 and "framing is one of bins, pad, crop, got 'round'" in err
+
+
 # doctor --------------------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +221,25 @@ def test_doctor_reports_every_file_of_a_mini(tiny_folder, tmp_path):
     assert {line.state for line in damaged.values()} == {MISSING}
     assert "not a complete safetensors file" in damaged["unet.safetensors"].detail
     assert f"goes into {tmp_path}" in damaged["clip.safetensors"].detail
+
+
+def test_doctor_finds_the_parts_of_draw_in_mind(tmp_path):
+    from mindedit_core.inventory import OPTIONAL, comfyui
+    from mindedit_core.systems.tiny_dim import save_tiny_dim
+
+    for folder in ("LLM/Qwen2.5-VL-3B-Instruct", "diffusion_models", "diffusers/sana/vae"):
+        (tmp_path / "models" / folder).mkdir(parents=True)
+    absent = {line.what: line for line in comfyui(tmp_path)}
+    assert {absent[name].state for name in ("Qwen2.5-VL", "Draw-In-Mind or SANA", "DC-AE")} == {OPTIONAL}
+    qwen = tmp_path / "models/LLM/Qwen2.5-VL-3B-Instruct"
+    qwen.joinpath("config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    (tmp_path / "models/diffusers/sana/vae/config.json").write_text('{"_class_name": "AutoencoderDC"}')
+    tiny = save_tiny_dim(tmp_path / "tiny")
+    (tmp_path / "models/diffusion_models/dim.safetensors").write_bytes((tiny / "dim.safetensors").read_bytes())
+    found = {line.what: line.detail for line in comfyui(tmp_path)}
+    assert found["Qwen2.5-VL"].startswith("LLM/Qwen2.5-VL-3B-Instruct (unusable: ")  # it has no weights
+    assert found["Draw-In-Mind or SANA"] == "diffusion_models/dim.safetensors: dim"
+    assert found["DC-AE"] == "diffusers/sana/vae"
 
 
 def test_doctor_names_a_package_that_is_too_old(monkeypatch):

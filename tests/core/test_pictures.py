@@ -89,5 +89,10 @@ def test_side_by_side_has_a_white_gap():
     assert joined.shape == (1, 2, 12, 3) and joined[0, 0, 3:7].min() == 1 and joined[0, 0, 7:].max() == 0.5
 
 
+def test_side_by_side_is_white_below_a_lower_picture():
+    joined = side_by_side([torch.zeros(1, 4, 3, 3), torch.zeros(1, 2, 3, 3)])
+    assert joined.shape == (1, 4, 10, 3) and joined[0, :2, 7:].max() == 0 and joined[0, 2:, 7:].min() == 1
+
+
 def test_to_uint8_rounds_to_the_nearest_step():
     assert to_uint8(torch.full((1, 1, 3), 0.999))[0, 0, 0] == 255 and to_uint8(torch.full((1, 1, 3), -2.0)).max() == 0
