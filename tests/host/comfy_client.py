@@ -49,13 +49,17 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def install_pack(root: Path, base: Path, mini: Path) -> Path:
-    """Copy the pack as a user has it: what the repository holds, without its working folders; `mini` as its weights."""
-    folder, weights = base / "custom_nodes" / PACK_FOLDER, Path("mindedit_core", "weights", "mini")
+def install_pack(root: Path, base: Path, weights: dict[str, Path]) -> Path:
+    """Copy the pack as a user has it: what the repository holds, without its working folders.
+
+    weights: {"mini": folder, "dim": folder}, its own or others in their place
+    """
+    folder, place = base / "custom_nodes" / PACK_FOLDER, Path("mindedit_core", "weights")
     shutil.copytree(root, folder, ignore=shutil.ignore_patterns(*NOT_PART_OF_THE_PACK))
-    if mini != root / weights:
-        shutil.rmtree(folder / weights, ignore_errors=True)
-        shutil.copytree(mini, folder / weights)
+    for name, source in weights.items():
+        if source != root / place / name:
+            shutil.rmtree(folder / place / name, ignore_errors=True)
+            shutil.copytree(source, folder / place / name)
     return folder
 
 
@@ -195,10 +199,10 @@ class ComfyClient:
 
 
 class ComfyServer(ComfyClient):
-    """`with ComfyServer(comfyui, python, root, mini, base) as server:` starts and ends the process."""
+    """`with ComfyServer(comfyui, python, root, weights, base) as server:` starts and ends the process."""
 
-    def __init__(self, comfyui: Path, python: str, root: Path, mini: Path, base: Path):
-        self.comfyui, self.python, self.root, self.mini, self.base = comfyui, python, root, mini, base
+    def __init__(self, comfyui: Path, python: str, root: Path, weights: dict[str, Path], base: Path):
+        self.comfyui, self.python, self.root, self.weights, self.base = comfyui, python, root, weights, base
         super().__init__(f"127.0.0.1:{free_port()}")
         self.log_path = base / "server.log"
         self.process: subprocess.Popen | None = None
@@ -206,7 +210,7 @@ class ComfyServer(ComfyClient):
     def __enter__(self) -> ComfyServer:
         for folder in ("custom_nodes", "models", "input", "output", "user"):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
-        self.pack = install_pack(self.root, self.base, self.mini)
+        self.pack = install_pack(self.root, self.base, self.weights)
         port = self.address.split(":")[1]
         command = [self.python, "main.py", "--cpu", "--port", port, "--base-directory", str(self.base)]
         command += ["--disable-api-nodes", "--disable-assets-autoscan"]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mindedit_core.inventory import find_comfyui
-from mindedit_core.model_files import MINI_FILES, MINI_FOLDER
+from mindedit_core.model_files import DIM_FILES, DIM_FOLDER, MINI_FILES, MINI_FOLDER
+from mindedit_core.systems.tiny_dim import save_tiny_dim
 
 HERE = Path(__file__).parent
 
@@ -68,6 +69,14 @@ def mini(graph_class, root):
     return graph
 
 
+@pytest.fixture
+def dim(graph_class, root):
+    """The template of dim-mini as an API prompt, four steps."""
+    graph = graph_class.load(root / "workflows" / "api" / "dim_mini.json")
+    graph["MindEditEditSampler"]["steps"] = 4
+    return graph
+
+
 @pytest.fixture(scope="session")
 def page(server):
     """The server's own frontend in a headless Chromium."""
@@ -96,9 +105,18 @@ def mini_folder(root, tiny_folder) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(comfyui_path, comfyui_python, root, mini_folder, tmp_path_factory, host_facts, client):
+def dim_folder(tmp_path_factory) -> Path:
+    """Weights of dim-mini that the server runs on: MINDEDIT_DIM_DIR, the trained ones, or random tiny parts."""
+    named = os.environ.get("MINDEDIT_DIM_DIR")
+    is_trained = all((DIM_FOLDER / name).is_file() for name in DIM_FILES)
+    return Path(named) if named else DIM_FOLDER if is_trained else save_tiny_dim(tmp_path_factory.mktemp("dim"))
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_path, comfyui_python, root, mini_folder, dim_folder, tmp_path_factory, host_facts, client):
     base = tmp_path_factory.mktemp("comfyui")
-    with client.ComfyServer(comfyui_path, comfyui_python, root, mini_folder, base) as running:
+    weights = {"mini": mini_folder, "dim": dim_folder}
+    with client.ComfyServer(comfyui_path, comfyui_python, root, weights, base) as running:
         system = running.get("/system_stats")["system"]
         host_facts["host_version"] = system["comfyui_version"]
         host_facts["host_torch"] = system["pytorch_version"]

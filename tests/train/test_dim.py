@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from mindedit_core.backbones.mini_tokenizer import save_tokenizer
@@ -27,6 +28,14 @@ from train.dim_student import Student, connected, from_sana, widened
 from train.words import qwen_tokenizer
 
 TINY = {"hidden_size": 48, "intermediate_size": 64, "heads": 3, "text_layers": 2, "vision_layers": 1}
+
+
+@pytest.fixture(autouse=True)
+def a_new_process():
+    """accelerate keeps one state a process; every test is a launch of its own, and so is what comes after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
