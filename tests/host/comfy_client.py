@@ -27,6 +27,7 @@ PACK_FOLDER = "ComfyUI-Mind.Edit"  # a folder name that is no Python identifier:
 NOT_PART_OF_THE_PACK = (".git", ".venv*", "build", "runs", "__pycache__", ".pytest_cache", ".ruff_cache", "*.egg-info")
 NEEDED = "torch, torchvision, torchsde, transformers, diffusers, einops, safetensors, aiohttp, alembic, av, kornia"
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
+API_KEY = "sk-of-the-host-tests-0123456789"  # in the server's environment, and nowhere else
 START_SECONDS, RUN_SECONDS = 300, 1800  # only to end a test that hangs: a busy machine is slow
 
 
@@ -216,6 +217,7 @@ class ComfyServer(ComfyClient):
         command += ["--disable-api-nodes", "--disable-assets-autoscan"]
         command += ["--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}"]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment["MINDEDIT_API_KEY"] = API_KEY
         self._log = self.log_path.open("w")
         self.process = subprocess.Popen(
             command, cwd=self.comfyui, env=environment, stdout=self._log, stderr=subprocess.STDOUT

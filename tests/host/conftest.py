@@ -72,7 +72,10 @@ def mini(graph_class, root):
 @pytest.fixture
 def dim(graph_class, root):
     """The template of dim-mini as an API prompt, four steps."""
-    graph = graph_class.load(root / "workflows" / "api" / "dim_mini.json")
+    path = root / "workflows" / "api" / "dim_mini.json"
+    if not path.is_file():
+        pytest.skip("dim-mini has no template yet: it comes with its weights")
+    graph = graph_class.load(path)
     graph["MindEditEditSampler"]["steps"] = 4
     return graph
 
