@@ -149,7 +149,6 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-
 def require_model_type(folder: Path, family: Family) -> None:
     """Raise CheckpointError unless `folder`/config.json is of this family."""
     try:

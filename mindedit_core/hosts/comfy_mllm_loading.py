@@ -14,7 +14,7 @@ import torch
 from ..checkpoint import read_shapes
 from ..prompts import token_counter
 from .comfy_dtype import AUTO, Precision, precision
-from .comfy_folders import DIM_MINI, MINI, NO_ADAPTER, QWEN, fingerprint, mllm_type, resolve_adapter, resolve_mllm
+from .comfy_folders import MINI, NO_ADAPTER, QWEN, fingerprint, mllm_type, resolve_adapter, resolve_mllm
 from .comfy_managed import matrices_in, stored_in
 from .comfy_mllm import ManagedMLLM
 
@@ -51,7 +51,7 @@ def _shared(choice: str, dtype: str) -> ManagedMLLM:
     folder, read = resolve_mllm(choice), qwen_from_folder if mllm_type(choice) == QWEN else from_paths
     key = (str(folder), fingerprint("mllm", choice), dtype)
     if (found := ALIVE.get(key)) is None:
-        found = ALIVE[key] = read(folder, mllm_id={MINI: "mini", DIM_MINI: "dim-mini"}.get(choice), dtype=dtype)
+        found = ALIVE[key] = read(folder, mllm_id="mini" if choice == MINI else None, dtype=dtype)
     return found
 
 

@@ -9,6 +9,7 @@ A folder is such a system when it holds a system.json; paths in it are relative 
      "designer": "self",                       or "verbatim", or {"base_url": "http://...", "model": "..."}
      "settings": {"steps": 30}}                PaintSettings; may be left out
 
+Blueprints are kept in the folder's `blueprints`: the same picture and wish are not designed twice.
 Weights' licences are their owners': DIM-4.6B is CC BY-NC 4.0, Qwen2.5-VL-3B Qwen Research, SANA1.5 NVIDIA's.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 from ..backbones.qwen2_5_vl import Qwen25VL
 from ..contracts import PaintSettings
 from ..designers import designer as designer_class
+from ..designers.cache import CachedDesigner
 from ..dim.published import embedded_vae
 from ..model_files import load_published
 from ..painters.sana import SanaPainter
@@ -44,11 +46,13 @@ def load(folder: str | Path | None = None) -> System:
     vae = load_published("AutoencoderDC", apart) if apart else load_dc_ae(embedded_vae(path), str(path))
     painter = SanaPainter(parts.transformer, vae, parts.null_tokens, parts.schedule)
     settings = SETTINGS.but(**said.get("settings", {}))
-    designer = _designer(said.get("designer", "self"), mllm)
+    designer = _designer(said.get("designer", "self"), mllm, Path(folder) / "blueprints")
     return System("dim", mllm, designer, parts.projector, painter, settings, maskless_strength=1.0)
 
 
-def _designer(said: Any, mllm: Qwen25VL) -> Any:
+def _designer(said: Any, mllm: Qwen25VL, kept: Path) -> Any:
+    """said: the entry `designer`;  kept: folder for its blueprints"""
     if said == "verbatim":
         return designer_class("verbatim")()
-    return designer_class("blueprint")(mllm) if said == "self" else designer_class("endpoint")(**said)
+    designer = designer_class("blueprint")(mllm) if said == "self" else designer_class("endpoint")(**said)
+    return CachedDesigner(designer, kept, designer.identity)

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mindedit_core import edit, load_system
+from mindedit_core.backbones.qwen2_5_vl import Qwen25VL
+from mindedit_core.blueprint import SECTIONS, format_blueprint
 from mindedit_core.checkpoint import CheckpointError
 from mindedit_core.contracts import MLLM, Bridge, Designer, Misfit, Painter, PaintSettings, require_fit
 from mindedit_core.designers.typed import Typed
@@ -154,6 +156,14 @@ def test_the_mllm_inside_a_published_file_is_the_folders(published, image):
     save_file(tensors, published / "model.safetensors")
     with pytest.raises(CheckpointError, match="lacks 1 of the model's weights"):
         load_system(published)
+
+
+def test_a_wish_is_designed_once_across_loads(published, image, monkeypatch):
+    form, asked = format_blueprint(dict.fromkeys(SECTIONS, "a blue cat")), []
+    monkeypatch.setattr(Qwen25VL, "write", lambda *_, **__: asked.append(1) or form)
+    first = edit(load_system(published), image[:1], WISH)
+    again = edit(load_system(published), image[:1], WISH)
+    assert len(asked) == 1 and torch.equal(first.image, again.image) and again.plan.text == form
 
 
 @pytest.mark.parametrize("designer", ["verbatim", "self"])
