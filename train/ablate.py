@@ -29,7 +29,9 @@ from mindedit_core.contracts import Insight, Plan
 from mindedit_core.metrics import bootstrap_interval, paired_interval, paired_p_value
 from mindedit_core.scenes import EVALUATION_SEEDS, OPERATIONS, Sample, sample
 from mindedit_core.systems import System, load_system
-from train.evaluate import chunks, commit, design, judged, masks, paint, pictures, programs, singles, texts_right
+from train.evaluate import commit
+from train.evaluate_mind_edit import design, judged, paint, texts_right
+from train.unseen import Scores, chunks, masks, pictures, programs, singles
 
 TABLES = {  # column -> whose text, whose insight
     "a": {"neither": ("raw", None), "insight only": ("raw", "joint"), "text only": ("joint", None),
@@ -42,7 +44,6 @@ VAGUE = ("odd one out", "smallest", "biggest", "thing to the", "thing left", "th
          "season", "swap day")
 METRICS = ("t_opt_exact", "success", "psnr", "ssim", "clip_i")
 Known = dict[str, tuple[list[Plan], list[Insight]]]  # whose -> plans and insights of all samples
-Scores = dict[str, list[float]]
 
 
 def is_vague(instruction: str) -> bool:

@@ -25,11 +25,11 @@ from mindedit_core.painters.latents import decode, encode
 from mindedit_core.pipeline import join_conditions
 from mindedit_core.scenes import Sample, judge_picture, judge_text
 from mindedit_core.scenes.blueprint import true_sections
+from train.unseen import Scores, chunks, pictures
 
 VARIANTS = ("full", "no_designer", "true_blueprint")
 PAIRS = {"full": ("no_designer",), "true_blueprint": ("full",)}  # variant -> those that it is compared with
 METRICS = {"success_no_mask": "alone", "success_multi_step": "several"}  # -> its samples
-Scores = dict[str, list[float]]
 
 
 def designed(system, items: Sequence[Sample], pictures: Tensor) -> list[Plan]:
@@ -83,8 +83,6 @@ def differing(painted: Tensor, source: Tensor, where: Tensor) -> list[float]:
 
 def evaluate(system, samples: dict[str, list[Sample]], options) -> dict[str, Scores]:
     """Per variant and metric one value a sample. samples: "alone" and "several" """
-    from train.evaluate import chunks, pictures
-
     found: dict[str, Scores] = {variant: {} for variant in options.variants}
     for metric in options.metrics:
         for number, part in enumerate(chunks(samples[METRICS[metric]], options.batch)):

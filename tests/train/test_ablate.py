@@ -11,7 +11,7 @@ from mindedit_core import load_system
 from mindedit_core.backbones.adapter_files import read_adapter, save_adapter
 from mindedit_core.backbones.lora import LoraPair
 from train import ablate
-from train.evaluate import singles
+from train.unseen import singles
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,16 @@ from mindedit_core import load_system
 from mindedit_core.contracts import Insight, Plan
 from mindedit_core.scenes import OPERATIONS, judge_text
 from train import evaluate
+from train import evaluate_mind_edit as mind_edit
 from train.clip_target import image_embeds, target_pixels
 from train.pairs import samples
+from train.unseen import programs, singles
 
 MEASURED = {"psnr", "ssim", "clip_i"}
-PAINTED = {*evaluate.METRICS, *MEASURED, *(f"{name}_multi_step" for name in MEASURED)}
+PAINTED = {*mind_edit.METRICS, *MEASURED, *(f"{name}_multi_step" for name in MEASURED)}
 WRITTEN = {"t_opt_exact", "t_opt_exact_multi_step", "t_opt_exact_grey", "region_iou", "region_iou_multi_step"}
-OPTIONS = argparse.Namespace(batch=4, seed=0, n=7, variants=list(evaluate.VARIANTS),
-                             metrics=list(evaluate.METRICS))
+OPTIONS = argparse.Namespace(batch=4, seed=0, n=7, variants=list(mind_edit.VARIANTS),
+                             metrics=list(mind_edit.METRICS))
 
 
 def quick(folder):
@@ -60,7 +62,7 @@ def report(report_of):
 
 @pytest.fixture(scope="module")
 def items():
-    return evaluate.singles(0, 4)
+    return singles(0, 4)
 
 
 def known(items) -> tuple[list[Plan], list[Insight]]:
@@ -78,7 +80,7 @@ def test_the_report_names_what_was_evaluated(report, tiny_folder):
 
 
 def test_every_variant_has_every_metric_with_its_interval(report):
-    assert list(report["variants"]) == list(evaluate.VARIANTS)
+    assert list(report["variants"]) == list(mind_edit.VARIANTS)
     for variant, metrics in report["variants"].items():
         assert set(metrics) == (PAINTED | WRITTEN if variant == "full" else PAINTED)
         for found in metrics.values():
@@ -98,9 +100,9 @@ def test_no_multi_step_metric_is_split_by_operation(report):
     assert not [name for metrics in report["operations"].values() for name in metrics if "multi_step" in name]
 
 
-@pytest.mark.parametrize("variant", evaluate.PAIRS)
+@pytest.mark.parametrize("variant", mind_edit.PAIRS)
 def test_differences_are_those_of_the_means(report, variant):
-    ran = set(evaluate.PAIRS[variant]) & set(evaluate.VARIANTS) if variant in evaluate.VARIANTS else set()
+    ran = set(mind_edit.PAIRS[variant]) & set(mind_edit.VARIANTS) if variant in mind_edit.VARIANTS else set()
     assert set(report[f"{variant}_minus"]) == ran
     for other, metrics in report[f"{variant}_minus"].items():
         assert set(metrics) == PAINTED
@@ -113,7 +115,8 @@ def test_differences_are_those_of_the_means(report, variant):
 @pytest.mark.parametrize("theirs, ahead", [([0.0] * 6, True), ([1.0] * 6, False), ([2.0] * 6, False),
                                            ([0.0] + [1.0] * 5, False), ([0.0] * 5 + [1.0], True)])
 def test_only_a_clear_lead_is_ahead(theirs, ahead):
-    gap = evaluate.differences({"full": {"score": [1.0] * 6}, "neither": {"score": theirs}})["neither"]["score"]
+    found = {"full": {"score": [1.0] * 6}, "neither": {"score": theirs}}
+    gap = evaluate.differences(found, "full", {"full": ("neither",)})["neither"]["score"]
     assert gap["ahead"] is ahead is (gap["low"] > 0)
 
 
@@ -136,15 +139,15 @@ def test_a_study_and_a_single_metric_run_when_asked_for(report, report_of):
 
 
 def test_evaluation_sees_reserved_scenes_alone_and_training_none_of_them():
-    unseen = [*evaluate.singles(0, 14), *evaluate.programs(0, 14)]
+    unseen = [*singles(0, 14), *programs(0, 14)]
     seen = [item for step in range(8) for item in samples(0, step, 8)]
     assert all(item.source.for_evaluation and item.target.for_evaluation for item in unseen)
     assert not any(item.source.for_evaluation or item.target.for_evaluation for item in seen)
 
 
 def test_single_edits_take_the_operations_in_turn_and_seeds_differ():
-    assert [item.operation for item in evaluate.singles(0, 7)] == list(OPERATIONS)
-    drawn = [[item.optimized for item in evaluate.singles(seed, 7)] for seed in (0, 1, 0)]
+    assert [item.operation for item in singles(0, 7)] == list(OPERATIONS)
+    drawn = [[item.optimized for item in singles(seed, 7)] for seed in (0, 1, 0)]
     assert drawn[0] == drawn[2] != drawn[1]
 
 
@@ -155,7 +158,7 @@ def test_single_edits_take_the_operations_in_turn_and_seeds_differ():
                                                   ("insight_only", True, 1.0), ("neither", True, 0.0)])
 def test_each_ablation_takes_away_what_its_name_says(variant, raw, factor, items):
     plans, insights = known(items)
-    texts, hints, scale = evaluate.varied(variant, items, plans, insights, clip=None)
+    texts, hints, scale = mind_edit.varied(variant, items, plans, insights, clip=None)
     expected = [item.instruction if raw else "said by the designer" for item in items]
     assert [plan.text for plan in texts] == expected
     assert hints == insights and scale == factor
@@ -165,7 +168,7 @@ def test_each_ablation_takes_away_what_its_name_says(variant, raw, factor, items
                                                        ("raw_true_insight", False, 1.0)])
 def test_each_study_tells_the_truth_of_one_thing_alone(variant, own_text, factor, system, items):
     plans, insights = known(items)
-    texts, hints, scale = evaluate.varied(variant, items, plans, insights, system.painter.text_encoder)
+    texts, hints, scale = mind_edit.varied(variant, items, plans, insights, system.painter.text_encoder)
     truth = [item.optimized if variant == "true_text" else item.instruction for item in items]
     assert [plan.text for plan in texts] == (["said by the designer"] * len(items) if own_text else truth)
     told = torch.cat([hint.image_embeds for hint in hints])
@@ -176,7 +179,7 @@ def test_each_study_tells_the_truth_of_one_thing_alone(variant, own_text, factor
 def test_oracle_knows_the_true_instruction_and_the_targets_embedding(system, items):
     plans, insights = known(items)
     clip = system.painter.text_encoder
-    texts, hints, scale = evaluate.varied("oracle", items, plans, insights, clip)
+    texts, hints, scale = mind_edit.varied("oracle", items, plans, insights, clip)
     assert [plan.text for plan in texts] == [item.optimized for item in items]
     assert all(judge_text(plan.text, item).ok for plan, item in zip(texts, items, strict=True))
     assert torch.equal(torch.cat([hint.image_embeds for hint in hints]), image_embeds(clip, target_pixels(items)))
@@ -185,7 +188,7 @@ def test_oracle_knows_the_true_instruction_and_the_targets_embedding(system, ite
 
 def test_variants_leave_the_designers_plans_as_they_were(system, items):
     plans, insights = known(items)
-    evaluate.varied("oracle", items, plans, insights, system.painter.text_encoder)
+    mind_edit.varied("oracle", items, plans, insights, system.painter.text_encoder)
     assert {plan.text for plan in plans} == {"said by the designer"}
     assert all(bool((insight.image_embeds == 3.0).all()) for insight in insights)
 
@@ -214,13 +217,13 @@ def watched(painter):
                                              ("neither", []), ("oracle", [1.0])])
 def test_only_variants_with_insight_paint_through_the_adapter(variant, scales, system, items):
     with watched(system.painter) as (_, used):
-        evaluate.run_variant(system, variant, items, *known(items), "success_mask", OPTIONS)
+        mind_edit.run_variant(system, variant, items, *known(items), "success_mask", OPTIONS)
     assert used == scales
 
 
 def test_neither_paints_the_wish_as_the_user_wrote_it(system, items):
     with watched(system.painter) as (texts, used):
-        evaluate.run_variant(system, "neither", items, *known(items), "success_img2img", OPTIONS)
+        mind_edit.run_variant(system, "neither", items, *known(items), "success_img2img", OPTIONS)
     assert texts == [item.instruction for item in items] and used == []
 
 
@@ -230,7 +233,7 @@ def test_the_truth_is_refused_before_anything_runs_where_clip_does_not_see(varia
     options = argparse.Namespace(**{**vars(OPTIONS), "variants": [variant]})
     left = "--variants full text_only insight_only neither$"
     with pytest.raises(ValueError, match=f"variant {variant} .*Linear has no vision model.*{left}"):
-        evaluate.evaluate(blind, {}, options)
+        mind_edit.evaluate(blind, {}, options)
 
 
 def test_too_few_samples_are_refused_before_anything_runs(report_of, capsys):
