@@ -19,8 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 from mindedit_core.backbones.hf_vlm import pad
 from mindedit_core.backbones.hf_weights import fingerprint
 from mindedit_core.scenes import Scene
-from train.dim_mllm import filled, ids, look, read, text_turn
+from train.dim_mllm import look, read
 from train.dim_pictures import image_features, seen
+from train.dim_talk import filled, ids, text_turn
 from train.loop import device, on_device
 
 CHUNK = 64

@@ -23,7 +23,7 @@ from mindedit_core.scenes import sample
 from mindedit_core.scenes.blueprint import true_blueprint
 from mindedit_core.systems.dim_files import load_dim
 from mindedit_core.systems.tiny_dim import tiny_dim_parts, tiny_sana
-from train import dim, dim_mllm, dim_records, dim_states, dim_tower, dim_world, latents
+from train import dim, dim_mllm, dim_records, dim_states, dim_talk, dim_tower, dim_world, latents
 from train.dim_student import Student, connected, from_sana, widened
 from train.words import qwen_tokenizer
 
@@ -275,7 +275,7 @@ def test_the_language_model_begins_as_the_minis():
 
 
 def test_what_is_learnt_of_a_dialogue_is_its_answers():
-    asked, labels = dim_mllm.encode(("where is the cat", "top left"))
+    asked, labels = dim_talk.encode(("where is the cat", "top left"))
     learnt = [token for token, label in zip(asked, labels, strict=True) if label != -100]
     assert qwen_tokenizer().decode(learnt).strip() == "top left<|im_end|>"
 
@@ -286,7 +286,7 @@ def test_a_step_teaches_every_part(weights):
     model = load_model(weights / "mllm.safetensors").requires_grad_(True)
     student = dim_mllm.Student(model)
     config = replace(dim_mllm.PRESETS["mini"], batch_size=3, readings=2)
-    losses = student(dim_mllm.batches(config, model.config)(0))
+    losses = student(dim_talk.batches(config, model.config)(0))
     assert set(losses) == {"answer", "word", "look", "told", "caption"}
     sum(losses.values()).backward()
     assert all(p.grad is not None for name, p in student.named_parameters() if "reader.layers" not in name)
