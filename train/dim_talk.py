@@ -34,12 +34,17 @@ from train.words import qwen_tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Talk(Training):
-    """readings: of a batch's pictures, how many also go with a blueprint and a caption that the reader asks about"""
+    """readings: of a batch's pictures, how many also go with a blueprint and a caption that the reader asks about
+
+    asked: questions about every picture;  designs: share of them that ask for a blueprint
+    """
 
     readings: int = 4
+    asked: int = 8
+    designs: float = 0.5
 
 
-QUESTIONS, GROUPS = 8, 6  # a picture; of questions that are read at once
+GROUPS = 6  # of questions that are read at once
 PROGRAMS = 0.1  # share of wishes of two parts
 UNSAID = -100
 
@@ -62,13 +67,14 @@ def design(scene: Scene, random: np.random.Generator) -> Turn:
     return f"design: {words}", format_blueprint(true_sections(words, scene, after))
 
 
-SORTS = {questions.at_place: 0.25, questions.beside: 0.5, questions.locate: 0.5, questions.refer: 1,
-         questions.imagine: 0.75, questions.foresee: 3, questions.describe: 0.25, design: 6}  # -> how often it is asked
+SORTS = {questions.at_place: 1, questions.beside: 2, questions.locate: 2, questions.refer: 4, questions.imagine: 3,
+         questions.foresee: 12, questions.describe: 1}  # beside blueprints -> how often it is asked
 
 
-def dialogue(scene: Scene, random: np.random.Generator) -> list[Turn]:
-    share = np.array(list(SORTS.values()))
-    return [list(SORTS)[sort](scene, random) for sort in random.choice(len(SORTS), QUESTIONS, p=share / share.sum())]
+def dialogue(scene: Scene, random: np.random.Generator, config: Talk) -> list[Turn]:
+    others = np.array(list(SORTS.values())) * (1 - config.designs) / sum(SORTS.values())
+    sorts = random.choice(len(SORTS) + 1, config.asked, p=[*others, config.designs])
+    return [[*SORTS, design][sort](scene, random) for sort in sorts]
 
 
 # Tokens --------------------------------------------------------------------------------------------------------------
@@ -121,7 +127,7 @@ def batches(config: Talk, model_config):
     def batch_of(number: int) -> dict:
         batch = scenes(config.seed + 3, number, config.batch_size)
         random = np.random.default_rng([config.seed, number, 9])
-        asked = asked_of(batch, [dialogue(scene, random) for scene in batch])
+        asked = asked_of(batch, [dialogue(scene, random, config) for scene in batch])
         few = batch[:config.readings]
         return {"pictures": seen(batch, model_config), "things": slot_labels(batch), "groups": asked,
                 "told": told(few, [any_wish(scene, random) for scene in few]),
