@@ -103,7 +103,8 @@ def _with_buffers(model: nn.Module, name: str, twin: nn.Module) -> None:
 
 def _is_tied(config: Any, keys: Iterable[str]) -> bool:
     """Whether the text head is the embedding; 0.5B may say so in text_config alone, which transformers 4 ignores."""
-    return config.tie_word_embeddings or (config.text_config.tie_word_embeddings and TEXT_HEAD not in keys)
+    in_text = getattr(config.text_config, "tie_word_embeddings", False)  # transformers 5 leaves it out of some
+    return config.tie_word_embeddings or (in_text and TEXT_HEAD not in keys)
 
 
 def _require_all(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> None:

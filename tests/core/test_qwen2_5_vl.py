@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mindedit_core.backbones import backbone
 from mindedit_core.backbones.qwen2_5_vl import Qwen25VL
@@ -234,6 +236,28 @@ def test_a_published_folder_gives_the_same_states(mllm, folder, image):
     assert loaded.mllm_id.startswith("qwen:")
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["as 3B", "as 7B"])
+def test_folders_are_read_as_published(model, tokenizer, image, tmp_path, tied):
+    """config.json is flat, keys are of transformers 4.49; 7B has a text head of its own."""
+    untied = copy.deepcopy(model)
+    untied.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0) if not tied else model.lm_head.weight)
+    folder, config = tmp_path / "qwen", model.config.to_dict()
+    tokenizer.save_pretrained(folder)
+    text = {key: value for key, value in config.pop("text_config").items() if key not in ("model_type", "dtype")}
+    flat = config | text | {"tie_word_embeddings": tied, "rope_theta": 10000.0, "dtype": None}
+    rope = text.get("rope_scaling") or text["rope_parameters"]  # transformers 4, 5
+    flat["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in flat.items() if k != "rope_parameters"}))
+    old = {key.replace("model.visual.", "visual.").replace("model.language_model.", "model."): tensor.clone()
+           for key, tensor in untied.state_dict().items() if not (tied and key == "lm_head.weight")}
+    save_file(old, folder / "model.safetensors", metadata={"format": "pt"})
+    loaded, expected = Qwen25VL.from_folder(folder, side=126), Qwen25VL(untied, tokenizer, side=126)
+    plan = Plan(TEXT, TEXT)
+    torch.testing.assert_close(loaded.encode(image, plan).hidden, expected.encode(image, plan).hidden)
+    ours, theirs = (mllm.write(mllm.read(image), TEXT, max_new_tokens=6) for mllm in (loaded, expected))
+    assert ours == theirs and (loaded.model.lm_head.weight is loaded.model.get_input_embeddings().weight) is tied
+
+
 def test_a_photograph_is_seen_at_the_published_size(folder):
     loaded = Qwen25VL.from_folder(folder)
     assert loaded.size() == (1008, 1008)  # whole tokens of this model's 42 pixels; of the published 28: 1036
@@ -241,8 +265,6 @@ def test_a_photograph_is_seen_at_the_published_size(folder):
 
 
 def test_keys_of_older_transformers_are_known(folder, mllm, image):
-    from safetensors.torch import load_file, save_file
-
     path = folder / "model.safetensors"
     tensors = load_file(path)
     old = {key.replace("model.visual.", "visual.").replace("model.language_model.", "model."): tensor.clone()
@@ -262,8 +284,6 @@ def test_a_folder_of_another_model_is_refused(folder):
 
 
 def test_a_missing_weight_is_named(folder):
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(folder / "model.safetensors")
     gone = next(key for key in tensors if "merger" in key)
     del tensors[gone]
