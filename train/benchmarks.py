@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from mindedit_core.blueprint import INSTRUCTION, read_sections
+from mindedit_core.blueprint import INSTRUCTION
+from mindedit_core.blueprint_parser import read_sections
 from train.readers.cells import read_array
 from train.readers.folder import BROKEN, read_lines
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mindedit_core.blueprint import read_sections
+from mindedit_core.blueprint_parser import read_sections
 from mindedit_core.contracts import Plan
 from mindedit_core.designers.typed import Typed
 from train.benchmarks import Sample, whole_lines

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..blueprint import blueprint_prompt, parse_blueprint
+from ..blueprint import blueprint_prompt
+from ..blueprint_parser import parse_blueprint
 from ..contracts import CapturedStates, Interrupted, Misfit, Plan
 from ..prompts import check_instruction
 

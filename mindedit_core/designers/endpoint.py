@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from ..blueprint import ParsedBlueprint, blueprint_prompt, parse_blueprint
+from ..blueprint import blueprint_prompt
+from ..blueprint_parser import ParsedBlueprint, parse_blueprint
 from ..contracts import Plan
 from ..pictures import to_uint8
 from ..prompts import check_instruction

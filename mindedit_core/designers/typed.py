@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..blueprint import read_sections
+from ..blueprint_parser import read_sections
 from ..contracts import Plan
 from ..prompts import check_instruction
 

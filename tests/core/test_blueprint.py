@@ -9,17 +9,8 @@ import time
 import pytest
 
 from mindedit_core import blueprint
-from mindedit_core.blueprint import (
-    IMAGINATION,
-    INSTRUCTION,
-    MAX_BLUEPRINT,
-    PROMPTS,
-    SECTIONS,
-    blueprint_prompt,
-    format_blueprint,
-    parse_blueprint,
-    read_sections,
-)
+from mindedit_core.blueprint import IMAGINATION, INSTRUCTION, PROMPTS, SECTIONS, blueprint_prompt, format_blueprint
+from mindedit_core.blueprint_parser import MAX_BLUEPRINT, parse_blueprint, read_sections
 
 WISH = "remove the lemons"
 TEXTS = (

@@ -8,7 +8,8 @@ from torch import nn
 
 from mindedit_core.backbones.llava_onevision import LlavaOnevision
 from mindedit_core.backbones.qwen2_5_vl import Qwen25VL
-from mindedit_core.blueprint import SECTIONS, blueprint_prompt, format_blueprint, parse_blueprint
+from mindedit_core.blueprint import SECTIONS, blueprint_prompt, format_blueprint
+from mindedit_core.blueprint_parser import parse_blueprint
 from mindedit_core.contracts import Designer, Interrupted, Misfit, Plan
 from mindedit_core.designers import designer
 from mindedit_core.designers.blueprint import BlueprintDesigner

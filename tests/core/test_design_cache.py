@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from mindedit_core.backbones.qwen2_5_vl import Qwen25VL
-from mindedit_core.blueprint import SECTIONS, format_blueprint, parse_blueprint
+from mindedit_core.blueprint import SECTIONS, format_blueprint
+from mindedit_core.blueprint_parser import parse_blueprint
 from mindedit_core.contracts import Designer, Interrupted, Plan
 from mindedit_core.designers.blueprint import BlueprintDesigner
 from mindedit_core.designers.cache import CachedDesigner

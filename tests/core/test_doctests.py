@@ -5,8 +5,8 @@ import importlib
 
 import pytest
 
-DOCUMENTED = ["tensors", "registry", "metrics", "prompts", "blueprint", "designers.chat", "painters.framing"]
-DOCUMENTED += ["backbones.qwen_positions", "backbones.qwen_keys"]
+DOCUMENTED = ["tensors", "registry", "metrics", "prompts", "blueprint", "blueprint_parser", "designers.chat"]
+DOCUMENTED += ["painters.framing", "backbones.qwen_positions", "backbones.qwen_keys"]
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

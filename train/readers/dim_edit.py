@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mindedit_core.blueprint import INSTRUCTION, read_sections
+from mindedit_core.blueprint import INSTRUCTION
+from mindedit_core.blueprint_parser import read_sections
 from train.readers.cells import Unfit, instruction, one_size, read_array
 from train.readers.table import TableRecords, resolve_columns, stamp_of
 from train.records import EditRecord
