@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # Hugging Face's Image feature in parquet
@@ -99,6 +100,14 @@ def write(folder, name: str, table: pa.Table, shards: int = 1, **options):
         file = folder / f"{name}-{number:05d}-of-{shards:05d}.parquet"
         pq.write_table(table.slice(number * length, length), file, **options)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """A recipe sets torch's threads for its process; sums of another count of threads round differently."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -523,7 +523,8 @@ def test_two_runs_into_one_folder_are_refused(imgedit, begun, capsys):
 def test_a_killed_run_goes_on_and_ends_as_one_that_was_left_alone(published, root, tmp_path):
     data = saved(tmp_path / "data", gedit_table(published, count=12))
     words = ["--benchmark", "gedit", "--data", data, "--system", "mini", "--set", "steps=6", "--out"]
-    environment = {**os.environ, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": "",
+                   "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-m", "train.generate", *map(str, words), str(tmp_path / "killed")]
     child = subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while child.poll() is None and len(list(tmp_path.glob("killed/mini/fullset/*/en/*.png"))) < 3:
