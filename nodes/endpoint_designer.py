@@ -36,7 +36,8 @@ class EndpointDesigner(io.ComfyNode):
                     max=3600.0,
                     step=1.0,
                     advanced=True,
-                    tooltip="Seconds of silence before a request counts as lost and is tried again.",
+                    tooltip="Seconds of silence before a request counts as lost and is sent once more. The whole "
+                    "answer is written in silence: raise it for a slow model, or one that is loaded when it is asked.",
                 ),
             ],
             outputs=[

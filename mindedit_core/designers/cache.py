@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import threading
@@ -23,6 +24,8 @@ from ..blueprint import SECTIONS
 from ..contracts import Plan
 from ..prompts import check_instruction
 from ..tensors import image_key
+
+log = logging.getLogger(__name__)
 
 VERSION = 1  # of the entries; another one is not read
 MAX_ENTRIES = 2000  # about 5 MB
@@ -43,7 +46,8 @@ class CachedDesigner:
     def design(self, image: Tensor, instruction: str, **options: Any) -> Plan:
         """The kept plan, without states, or a new one, which is kept if its answer had a blueprint.
 
-        on_token is called once with a kept plan's text. Words drawn without a seed are never kept.
+        on_token is called once with a kept plan's text, and the log says which file it is from. Words drawn without a
+        seed are never kept.
         """
         line = check_instruction(instruction)
         path = self._path(image, line, options)
@@ -51,6 +55,7 @@ class CachedDesigner:
         if plan is None:
             plan = self.designer.design(image, instruction, **options)
             return self._kept(plan, path) if path and _has_blueprint(plan) else plan
+        log.info("the blueprint was kept and is not designed anew; to have another, delete %s", path)
         if options.get("on_token") is not None:
             options["on_token"]([plan.text])
         return plan

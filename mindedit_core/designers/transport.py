@@ -31,6 +31,11 @@ NEVER = {  # statuses that every request will get, and what to do about them
     405: "look at the address, which ends in /v1 at most servers",
 }
 REFUSED = "look at the model's name, at whether it sees pictures, and at the options that it takes"
+SLOW = (
+    "; the whole answer is awaited in silence: raise timeout (now {seconds:g} seconds) if the model is slow or still "
+    "being loaded"
+)
+SILENCES = 2  # the first may be a lost request; one more says that the model is slow, and each costs its whole timeout
 FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED = 0.5, 60.0, 600.0  # seconds; the last: a Retry-After beyond it is cut
 POLL = 0.05  # seconds between two looks at `should_stop`
 PATIENCE = 10  # times the timeout: what one request may take, however much it sends
@@ -44,11 +49,11 @@ class EndpointError(OSError):
 
 
 class AskFailed(EndpointError):
-    """This one question has no answer. passing: the endpoint failed, not the question."""
+    """This one question has no answer. passing: the endpoint failed, not the question;  reply: its refusal, if any"""
 
-    def __init__(self, reason: str, passing: bool = False):
+    def __init__(self, reason: str, passing: bool = False, reply: Reply | None = None):
         super().__init__(reason)
-        self.passing = passing
+        self.passing, self.reply = passing, reply
 
 
 class EndpointUnusable(EndpointError):
@@ -56,11 +61,15 @@ class EndpointUnusable(EndpointError):
 
 
 class Reply(NamedTuple):
-    """What came back. status: 0 if nothing did, and then data says why;  wait: seconds that the server asks for"""
+    """What came back. status: 0 if nothing did, and then data says why;  wait: seconds that the server asks for
+
+    timed_out: it was reached, and was silent for too long or never done
+    """
 
     status: int
     data: bytes
     wait: float | None = None
+    timed_out: bool = False
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -71,7 +80,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 class Endpoint:
     """base_url: up to and with /v1;  key: gives the bearer token whenever one is needed, or None;  key_name: for errors
 
-    timeout: seconds of silence;  tries: requests for one question;  longest_asked: a Retry-After beyond it is cut
+    timeout: seconds of silence, in which the whole answer is written, since nothing is streamed
+    tries: requests for one question, of which SILENCES may time out;  longest_asked: a Retry-After beyond it is cut
     opener: as urllib's `open`;  clock: has monotonic() and sleep()
     """
 
@@ -104,16 +114,17 @@ class Endpoint:
 
         Raises AskFailed, EndpointUnusable, Interrupted.
         """
-        data, stop = json.dumps(body).encode(), should_stop or (lambda: False)
+        data, stop, silences = json.dumps(body).encode(), should_stop or (lambda: False), 0
         for attempt in range(self.tries):
             self._wait(self.not_before - self.clock.monotonic(), stop)
             reply = self._ask(data, stop)
             if 200 <= reply.status < 300 and is_whole(reply.data):
                 return reply.data
-            reason = self._reason(reply)
-            if attempt + 1 < self.tries:
-                self._back_off(attempt, reply.wait, stop)
-        raise AskFailed(f"no answer from {self.url} after {self.tries} requests; the last: {reason}", passing=True)
+            reason, silences = self._reason(reply), silences + reply.timed_out
+            if silences == SILENCES or attempt + 1 == self.tries:
+                break
+            self._back_off(attempt, reply.wait, stop)
+        raise AskFailed(f"no answer from {self.url} after {attempt + 1} requests; the last: {reason}", passing=True)
 
     # One request ------------------------------------------------------------------------------------------------------
 
@@ -124,7 +135,8 @@ class Endpoint:
             reply = self._in_thread(data, key, should_stop)
         except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, cut off
             said = f"{type(error).__name__}: {getattr(error, 'reason', error)}"
-            reply = Reply(0, said.encode("utf-8", "replace"))
+            # of a connection that was never made urllib raises its own URLError, which is no TimeoutError
+            reply = Reply(0, said.encode("utf-8", "replace"), timed_out=isinstance(error, TimeoutError))
         return reply._replace(data=hidden(reply.data, key, always=not 200 <= reply.status < 300))
 
     def _in_thread(self, data: bytes, key: str | None, should_stop: ShouldStop) -> Reply:
@@ -183,7 +195,7 @@ class Endpoint:
         """Why there is no answer, if asking again makes sense; else it is raised."""
         said = " ".join(reply.data.decode("utf-8", "replace").split())[:300]
         if reply.status == 0:
-            return said
+            return said + SLOW.format(seconds=self.timeout) if reply.timed_out else said
         if 200 <= reply.status < 300:
             return f"the answer was cut off: {said[:100]}"
         reason = f"status {reply.status}: {said or '(no text)'}"
@@ -191,7 +203,7 @@ class Endpoint:
             remedy = NEVER[reply.status].format(key=self.key_name)
             raise EndpointUnusable(f"{self.url} answers with {reason}; {remedy}")
         if reply.status not in AGAIN:
-            raise AskFailed(f"{self.url} answers with {reason}; {REFUSED}")
+            raise AskFailed(f"{self.url} answers with {reason}; {REFUSED}", reply=reply)
         return reason
 
     def _back_off(self, attempt: int, asked: float | None, should_stop: ShouldStop) -> None:

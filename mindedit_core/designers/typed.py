@@ -12,11 +12,11 @@ from ..prompts import check_instruction
 
 
 class Typed:
-    """text: used exactly as it is typed; if it is a blueprint, the plan has its sections too."""
+    """text: used exactly as it is typed; if it is a blueprint, the plan has its sections too. ValueError for none."""
 
     def __init__(self, text: str):
         if not text.strip():
-            raise ValueError("the typed text is empty; write what the painter is to obey, or use designer 'verbatim'")
+            raise ValueError("the typed text is empty; write what the painter is to obey, or choose another designer")
         self.text = text
 
     def design(self, image: Tensor, instruction: str, **options: Any) -> Plan:

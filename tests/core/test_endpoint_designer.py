@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 import urllib.error
+import urllib.request
 from collections.abc import Callable
 from email.utils import format_datetime
 from types import SimpleNamespace
@@ -410,6 +411,33 @@ def test_a_server_that_hangs_is_given_up_in_time(ask, monkeypatch, scene, word):
     assert time.monotonic() - started < 3 and len(server.seen) == 2
 
 
+@pytest.mark.parametrize("scene", [hang, drip])
+def test_a_second_silence_is_the_last_and_the_error_says_what_to_raise(ask, monkeypatch, scene):
+    """A cold server is not asked four times: each request costs its whole timeout, and may start it anew."""
+    monkeypatch.setattr(transport, "PATIENCE", 2)
+    designing, server = ask(scene, timeout=0.2)
+    with pytest.raises(AskFailed, match=r"after 2 requests; .*raise timeout \(now 0.2 seconds\) if the model is slow"):
+        designing.design(PICTURE, WISH)
+    assert len(server.seen) == 2
+
+
+def test_one_silence_among_other_failures_costs_no_try(ask):
+    designing, server = ask(status(500), hang, status(500), good, timeout=0.2)
+    assert designing.design(PICTURE, WISH).text == FORM and len(server.seen) == 4
+
+
+def test_a_machine_that_is_not_reached_in_time_is_no_slow_model(serve, clock):
+    tried = []
+
+    def out_of_reach(request, **_):
+        tried.append(request)
+        raise urllib.error.URLError(TimeoutError("timed out"))  # what urllib makes of it while it connects
+
+    with pytest.raises(AskFailed, match="after 4 requests; the last: URLError: timed out$"):
+        EndpointDesigner("http://10.0.0.7/v1", "m", opener=out_of_reach, clock=clock).design(PICTURE, WISH)
+    assert len(tried) == 4
+
+
 # Interrupts ----------------------------------------------------------------------------------------------------------
 
 
@@ -453,6 +481,74 @@ def test_nobody_reads_on_for_a_run_that_was_stopped(serve):
     while any(thread.is_alive() for thread in ours) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(thread.is_alive() for thread in ours)
+
+
+# Options that an endpoint does not take -----------------------------------------------------------------------------
+
+
+def reasons(handler) -> None:
+    """As OpenAI's reasoning models: one refusal at a time, then the answer."""
+    said = {"max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+            "'max_completion_tokens' instead.", "temperature": "Unsupported value: 'temperature' does not support 0.0"}
+    for name, message in said.items():
+        if name in handler.body:
+            error = {"message": message, "type": "invalid_request_error", "param": name}
+            return sent(handler, 400, json.dumps({"error": error}).encode())
+    good(handler)
+
+
+def options_of(server: Server) -> list[dict]:
+    names = ("max_tokens", "max_completion_tokens", "temperature")
+    return [{name: request.body[name] for name in names if name in request.body} for request in server.seen]
+
+
+def test_what_a_reasoning_model_does_not_take_is_asked_for_otherwise_and_remembered(ask):
+    designing, server = ask(reasons)
+    before = designing.identity
+    plans = [designing.design(PICTURE, WISH, max_new_tokens=77) for _ in range(2)]
+    assert options_of(server) == [
+        {"max_tokens": 77, "temperature": 0.0}, {"max_completion_tokens": 77, "temperature": 0.0},
+        *[{"max_completion_tokens": 77}] * 2,
+    ]
+    for plan in plans:
+        assert plan.text == FORM and plan.note == "the endpoint takes no temperature; its own was used"
+    assert designing.identity == before and all(request.body["seed"] == SEED for request in server.seen)
+
+
+def test_a_new_name_for_the_length_is_nothing_to_tell(ask):
+    designing, server = ask(status(400, r'{"error": "unknown name \u0027max_tokens\u0027"}'), good)
+    assert designing.design(PICTURE, WISH, max_new_tokens=77).note == ""
+    assert options_of(server)[1] == {"max_completion_tokens": 77, "temperature": 0.0}
+
+
+def test_a_refusal_that_stays_is_said_after_one_more_request_and_is_not_remembered(ask):
+    designing, server = ask(status(400, "max_tokens or max_completion_tokens is too large: 77, at most 50"))
+    for _ in range(2):
+        with pytest.raises(AskFailed, match="status 400: max_tokens or .* at most 50; look at"):
+            designing.design(PICTURE, WISH, max_new_tokens=77)
+    old, new = {"max_tokens": 77, "temperature": 0.0}, {"max_completion_tokens": 77, "temperature": 0.0}
+    assert options_of(server) == [old, new, old, new]
+
+
+def test_what_the_user_says_of_the_length_himself_holds(ask):
+    designing, server = ask(reasons, body={"max_completion_tokens": 5, "temperature": None})
+    assert designing.design(PICTURE, WISH, max_new_tokens=77).note == ""
+    assert options_of(server) == [{"max_tokens": 77, "max_completion_tokens": 5}, {"max_completion_tokens": 5}]
+
+
+@pytest.mark.parametrize(("code", "text"), [(422, "temperature"), (400, "min_temperature"), (400, "max_tokens_x")])
+def test_another_refusal_is_not_asked_again(ask, code, text):
+    designing, server = ask(status(code, text), good)
+    with pytest.raises(AskFailed, match="the options that it takes"):
+        designing.design(PICTURE, WISH)
+    assert len(server.seen) == 1
+
+
+def test_an_option_that_was_not_sent_is_not_taken_out_again(ask):
+    designing, server = ask(status(400, "temperature?"), good, body={"temperature": None})
+    with pytest.raises(AskFailed, match="temperature"):
+        designing.design(PICTURE, WISH)
+    assert len(server.seen) == 1
 
 
 # Failures that stay --------------------------------------------------------------------------------------------------
@@ -515,6 +611,26 @@ def test_a_key_goes_nowhere_that_only_a_workflow_names(address, monkeypatch):
     monkeypatch.setenv("MINDEDIT_API_HOSTS", f"other.example, {urlsplit(address).hostname}")
     assert "MINDEDIT_API_HOSTS" not in asked()
     assert seen == [None, f"Bearer {KEY}"]
+
+
+@pytest.mark.parametrize(("address", "hosts", "is_sent"), [
+    ("https://api.openai.com/v1", "", True), ("HTTPS://API.OpenAI.com:443/v1", "", True),
+    ("http://api.openai.com/v1", "", False), ("http://api.openai.com:443/v1", "other.example", False),
+    ("http://10.0.0.7/v1", "10.0.0.7", True), ("http://[::1]/v1", "", True), ("http://localhost/v1", "", True),
+])
+def test_a_key_travels_in_clear_text_only_where_the_user_said_so(serve, monkeypatch, address, hosts, is_sent):
+    monkeypatch.setenv("MINDEDIT_API_KEY", KEY)
+    monkeypatch.setenv("MINDEDIT_API_HOSTS", hosts)
+    server = serve(status(401, "who?"))
+
+    def divert(request, timeout):
+        request.full_url = server.url + "/chat/completions"
+        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout)
+
+    with pytest.raises(EndpointUnusable) as raised:
+        EndpointDesigner(address, "m", opener=divert).design(PICTURE, WISH)
+    assert [request.headers["Authorization"] for request in server.seen] == [f"Bearer {KEY}" if is_sent else None]
+    assert ("is sent to api.openai.com over https only: write https://" in str(raised.value)) is not is_sent
 
 
 def test_another_variable_may_hold_it(ask, monkeypatch):
