@@ -38,7 +38,7 @@ def edit_file(arguments: argparse.Namespace) -> int:
     mask, mask_notes = read_mask(arguments.mask) if arguments.mask else (None, [])
     for note in (*notes, *mask_notes):
         say_note(note)
-    system = load(arguments.system)
+    system = load(arguments.system, arguments.device)
     if system.name in ("mini", "dim-mini") and image.shape[1:3] != (128, 128):
         say_note(f"the minis know drawn scenes of 128x128 pixels; {arguments.image} is {size_of(image)}, expect little")
     if arguments.own_mask and mask is not None:
@@ -52,12 +52,13 @@ def edit_file(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def load(name: str) -> Any:
-    from .systems import load_system
+def load(name: str, device: str | None) -> Any:
+    """The system, on a GPU if there is one and no other device was said."""
+    from .systems import load_system, usual_device
 
-    started = time.perf_counter()
-    system = load_system(name)
-    print(f"system {system.name}, loaded in {time.perf_counter() - started:.1f} s")
+    started, device = time.perf_counter(), device or usual_device()
+    system = load_system(name).to(device)
+    print(f"system {system.name}, loaded in {time.perf_counter() - started:.1f} s on {device}")
     return system
 
 
@@ -145,7 +146,7 @@ def demo(arguments: argparse.Namespace) -> int:
     scene = sample(arguments.scene, operation=arguments.operation)
     image = torch.from_numpy(scene.source_image.copy())[None].float() / 255.0
     mask = torch.from_numpy(scene.mask.copy())[None].float()
-    system = load(arguments.system)
+    system = load(arguments.system, arguments.device)
     settings = settings_from(arguments, system, None if arguments.no_mask and not arguments.own_mask else mask)
     print(f"scene {arguments.scene}: {scene.source_caption}")
     result, seconds = run(system, image, scene.instruction, settings, arguments)
@@ -193,6 +194,8 @@ def convert(arguments: argparse.Namespace) -> int:
 
     if arguments.out.suffix != ".safetensors":
         raise ValueError(f"OUT must end in .safetensors, by which it is found, got {arguments.out}")
+    if arguments.out.exists() and arguments.out.samefile(arguments.source):
+        raise ValueError(f"OUT must be another file than IN, which would be lost, got {arguments.out} for both")
     if arguments.kind in (DIM, SANA):
         return convert_painter(arguments)
     tensors, said = read_pickle(arguments.source), {"recipe": "mindedit convert"}
@@ -263,8 +266,9 @@ def parser() -> argparse.ArgumentParser:
 def add_common(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--system", default="mini", help="mini, dim-mini, or a folder with a system.json (default: mini)")
+    add("--device", help="of torch, e.g. cuda:1 or cpu (default: a GPU if there is one)")
     add("--own-mask", action="store_true", help="paint where the language model says, in place of a mask of yours")
-    add("--seed", type=int, help="of the noise, and of the wording above temperature 0 (default: 0)")
+    add("--seed", type=int, help="of the noise, and of the wording above temperature 0 (default: the system's)")
     add("--steps", type=int, help="sampler steps (default: the system's)")
     add("--strength", type=float, help="0 keeps the picture, 1 starts from noise (default: the system's)")
     add("--guidance-scale", type=float, help="how strictly the text is obeyed; 1 is off (default: the system's)")
@@ -274,7 +278,7 @@ def add_common(command: argparse.ArgumentParser) -> None:
     add("--framing", help=said)
     add("--insight-scale", type=float, help="weight of the visual insight; 0 is off (default: 1)")
     add("--negative", help="what the picture should not show")
-    add("--max-new-tokens", type=int, default=256, help="longest answer of the language model (default: %(default)s)")
+    add("--max-new-tokens", type=int, default=1024, help="longest answer of the language model (default: %(default)s)")
     add("--temperature", type=float, default=0.0, help="of the wording; 0 takes the likeliest words (default: 0)")
 
 

@@ -30,7 +30,7 @@ from typing import Any
 
 from mindedit_core.contracts import Interrupted, PaintSettings, require_fit
 from mindedit_core.designers.transport import EndpointUnusable
-from mindedit_core.systems import SYSTEMS, load_system
+from mindedit_core.systems import SYSTEMS, load_system, usual_device
 from train.benchmarks import BENCHMARKS, Sample, first_of_each
 from train.config import changed
 from train.painted_run import AGAIN, FAILURES, RUN, Run, digest, now
@@ -55,6 +55,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--blueprints", type=Path, metavar="FILE", help="a .jsonl of blueprints that take the designer's place")
     add("--language", choices=LANGUAGES, default="en", help="of GEdit-Bench's instructions (default: %(default)s)")
     add("--n", type=int, help="the first so many samples; all, if this is left out")
+    add("--device", default=usual_device(), help="of torch, e.g. cuda:1 or cpu (default: a GPU if there is one)")
     add("--seed", type=int, help="of the noise, the same for every picture (default: the system's)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change one of the system's paint settings")
     options = parser.parse_args(words)
@@ -120,7 +121,7 @@ def generate(options: argparse.Namespace, said: str) -> int:
     model = options.system if options.system in SYSTEMS else Path(options.system).resolve().name
     samples, notes = read_samples(options, model)
     chosen = samples[:options.n]
-    system = load_system(options.system)
+    system = load_system(options.system).to(options.device)
     require_fit(system.mllm, system.bridge, system.painter)
     settings = settings_of(system, options.seed, options.set)
     about = {"data": str(options.data), "n": options.n, "command": said}

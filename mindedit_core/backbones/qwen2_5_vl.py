@@ -42,10 +42,14 @@ class Reading:
 
 
 class Answer(NamedTuple):
-    """What was written about one picture. states: None, they are of the turn, not of the answer"""
+    """What was written about one picture. states: None, they are of the turn, not of the answer
+
+    whole: False if it was cut off at the most tokens that were allowed
+    """
 
     text: str
     states: None = None
+    whole: bool = True
 
 
 class Qwen25VL(QwenInputs):
@@ -133,7 +137,7 @@ class Qwen25VL(QwenInputs):
         generator: torch.Generator | None = None,
         on_token: Callable[[list[str]], None] | None = None,
         should_stop: ShouldStop | None = None,
-    ) -> str:
+    ) -> Answer:
         """The answer to a question about the picture; the reading serves again afterwards.
 
         temperature: 0 is greedy; above it, tokens are drawn with `generator`
@@ -143,18 +147,18 @@ class Qwen25VL(QwenInputs):
             raise ValueError("temperature above 0 needs a torch.Generator, so that a seed gives the same text again")
         noise = GumbelNoise(temperature, generator) if temperature > 0.0 else None
         row = self.text_ids(text, reading.prefix.grid is not None) + self.after_ids()
-        written: list[int] = []
+        written, ended = [], False
         with interruptible(self.model, should_stop), rewound(reading):
             while len(written) < max_new_tokens:
                 scores = self.model.lm_head(self._run(reading, row)[:, -1]).float()
                 token = int((noise(None, scores) if noise else scores).argmax())
-                if token in self.end_ids:
+                if ended := token in self.end_ids:
                     break
                 written.append(token)
                 row = [token]
                 if on_token is not None:
                     on_token([self.decode(written)])
-        return self.decode(written)
+        return Answer(self.decode(written), whole=ended)
 
     def generate(
         self, image: Tensor, instruction: str | Sequence[str], *, template: str = "mind_edit", **options: Any
@@ -165,7 +169,7 @@ class Qwen25VL(QwenInputs):
         wishes = [instruction] * len(image) if isinstance(instruction, str) else instruction
         asked = [optimizer_prompt(wish, template) for wish in wishes]
         return [
-            Answer(self.write(self.read(picture, options.get("should_stop")), text, **options))
+            self.write(self.read(picture, options.get("should_stop")), text, **options)
             for picture, text in zip(image.split(1), asked, strict=True)
         ]
 

@@ -16,6 +16,7 @@ from ..contracts import CapturedStates, Interrupted, Misfit, Plan
 from ..prompts import check_instruction
 
 NEEDED = ("read", "write", "turn")
+CUT = "the blueprint was cut off at the most tokens that an answer may have; raise max_new_tokens to have it whole"
 
 
 class BlueprintDesigner:
@@ -46,15 +47,17 @@ class BlueprintDesigner:
     def design(self, image: Tensor, instruction: str, **options: Any) -> Plan:
         """The plan for one picture, float[1, H, W, C] in 0..1; options are those of `Qwen25VL.write`.
 
-        An answer without a blueprint is used as far as it goes, and the plan's note says so.
+        An answer without a blueprint, or cut off, is used as far as it goes, and the plan's note says so.
         Raises ValueError for an instruction or a batch that cannot be designed, Interrupted.
         """
         raw, should_stop = check_instruction(instruction), options.get("should_stop")
         if len(image) != 1:
             raise ValueError(f"a plan is about one picture, got {len(image)}; design and paint one by one")
         reading = self.mllm.read(image, should_stop, keep_aspect=not self.shares)
-        parsed = parse_blueprint(self.mllm.write(reading, blueprint_prompt(raw, self.template), **options), raw)
+        answer = self.mllm.write(reading, blueprint_prompt(raw, self.template), **options)
+        parsed = parse_blueprint(answer.text, raw)
         if should_stop is not None and should_stop():
             raise Interrupted("stopped after the blueprint was written; run again")
         states: CapturedStates | None = self.mllm.turn(reading, parsed.text) if self.captures else None
-        return Plan(raw, parsed.text, "blueprint", sections=parsed.sections, states=states, note=parsed.note)
+        note = "; ".join(filter(None, (parsed.note, "" if answer.whole else CUT)))
+        return Plan(raw, parsed.text, "blueprint", sections=parsed.sections, states=states, note=note)

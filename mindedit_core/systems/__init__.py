@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..contracts import MLLM, Bridge, Designer, Painter, PaintSettings
 from ..registry import lookup
@@ -42,6 +43,19 @@ class System:
         if mask is not None:
             return self.settings.but(mask=mask)
         return self.settings.but(strength=min(self.settings.strength, self.maskless_strength))
+
+    def to(self, device: str | torch.device) -> System:
+        """The same system with its models there. Pictures may stay where they are."""
+        for part in (self.mllm, self.bridge, self.painter):
+            models = [part] if isinstance(part, nn.Module) else vars(part).values()
+            for model in (model for model in models if isinstance(model, nn.Module)):
+                model.to(device)
+        return self
+
+
+def usual_device() -> str:
+    """A GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_system(name_or_folder: str | Path) -> System:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mindedit_core.backbones.llava_onevision import LlavaOnevision
-from mindedit_core.backbones.qwen2_5_vl import Qwen25VL
+from mindedit_core.backbones.qwen2_5_vl import Answer, Qwen25VL
 from mindedit_core.blueprint import SECTIONS, blueprint_prompt, format_blueprint
 from mindedit_core.blueprint_parser import parse_blueprint
 from mindedit_core.contracts import Designer, Interrupted, Misfit, Plan
@@ -145,8 +145,8 @@ def test_states_of_another_mllm_in_a_plan_are_not_used(mllm, other, image):
 class Says:
     """A Qwen25VL whose answer is given: tiny random weights never write a blueprint."""
 
-    def __init__(self, mllm, answer):
-        self.mllm, self.answer, self.asked = mllm, answer, None
+    def __init__(self, mllm, answer, whole=True):
+        self.mllm, self.answer, self.asked = mllm, Answer(answer, whole=whole), None
         self.mllm_id, self.read, self.turn = mllm.mllm_id, mllm.read, mllm.turn
 
     def write(self, reading, text, **options):
@@ -167,6 +167,11 @@ def test_the_plan_holds_the_blueprint_its_sections_and_its_states(mllm, image):
 def test_nonsense_is_used_as_it_is_and_said(mllm, image):
     plan = BlueprintDesigner(Says(mllm, "I see a cat."), "mini").design(image, WISH)
     assert plan.text == "I see a cat." == plan.states.turn and "used as it is" in plan.note and not plan.sections
+
+
+def test_a_blueprint_that_was_cut_off_says_what_to_do(mllm, image):
+    whole, cut = (BlueprintDesigner(Says(mllm, FORM, whole)).design(image, WISH) for whole in (True, False))
+    assert "raise max_new_tokens" in cut.note and "max_new_tokens" not in whole.note and cut.text == whole.text
 
 
 def test_no_answer_leaves_the_wish(mllm, image):
@@ -209,7 +214,7 @@ def test_a_stop_is_heard_while_the_picture_is_read(mllm, image):
 def test_a_stop_after_the_last_word_is_heard_too(mllm, image):
     stop = []
     says = Says(mllm, FORM)
-    says.write = lambda *_, **__: stop.append(1) or FORM
+    says.write = lambda *_, **__: stop.append(1) or Answer(FORM)
     with pytest.raises(Interrupted, match="after the blueprint"):
         BlueprintDesigner(says).design(image, WISH, should_stop=lambda: bool(stop))
 
@@ -262,7 +267,7 @@ def test_typed_text_reaches_the_states_of_the_turn(mllm, image):
 
 
 def test_nothing_typed_is_refused():
-    with pytest.raises(ValueError, match="use designer 'verbatim'"):
+    with pytest.raises(ValueError, match="or choose another designer$"):  # a node and a system have different ones
         Typed(" \n")
 
 

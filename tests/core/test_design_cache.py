@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mindedit_core.backbones.qwen2_5_vl import Qwen25VL
+from mindedit_core.backbones.qwen2_5_vl import Answer, Qwen25VL
 from mindedit_core.blueprint import SECTIONS, format_blueprint
 from mindedit_core.blueprint_parser import parse_blueprint
 from mindedit_core.contracts import Designer, Interrupted, Plan
@@ -139,6 +139,15 @@ def test_the_words_of_a_kept_plan_come_at_once(cached):
     assert words == [[FORM]]
 
 
+def test_a_plan_from_disk_is_told_in_the_log_with_its_file_and_not_in_its_note(cached, caplog):
+    caplog.set_level("INFO")
+    cached.design(PICTURE, WISH)
+    assert not caplog.messages
+    (path,) = entries(cached)
+    assert cached.design(PICTURE, WISH).note == ""
+    assert caplog.messages == [f"the blueprint was kept and is not designed anew; to have another, delete {path}"]
+
+
 # What is kept --------------------------------------------------------------------------------------------------------
 
 
@@ -188,7 +197,7 @@ def test_states_are_not_kept_and_encode_finds_them_again(tmp_path):
     torch.manual_seed(0)
     tokenizer = tiny_qwen_tokenizer()
     mllm = Qwen25VL(tiny_qwen(tokenizer).eval().requires_grad_(False), tokenizer, side=126)
-    mllm.write = lambda *_, **__: FORM  # tiny random weights never write a blueprint
+    mllm.write = lambda *_, **__: Answer(FORM)  # tiny random weights never write a blueprint
     designing = BlueprintDesigner(mllm)
     cached = CachedDesigner(designing, tmp_path, designing.identity)
     first, second = cached.design(PICTURE, WISH), cached.design(PICTURE, WISH)

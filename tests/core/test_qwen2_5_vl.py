@@ -150,7 +150,7 @@ def test_a_reading_serves_again_and_states_are_those_of_separate_runs(mllm, imag
 def test_a_question_may_see_the_pictures_own_aspect(mllm, image):
     reading = mllm.read(image, keep_aspect=True)
     assert reading.prefix.grid == (2, 3) and mllm.read(image).prefix.grid == (3, 3)
-    assert mllm.write(reading, TEXT, max_new_tokens=4)
+    assert mllm.write(reading, TEXT, max_new_tokens=4).text
 
 
 def test_a_plans_states_are_used_only_where_they_belong(mllm, image, monkeypatch):
@@ -179,7 +179,9 @@ def test_answers_are_those_of_generate(mllm, image, text):
     theirs = mllm.model.generate(**inputs, max_new_tokens=20, **options)
     ours = mllm.write(mllm.read(image), text, max_new_tokens=20)
     written = [token for token in theirs[0, inputs["input_ids"].shape[1] :].tolist() if token not in mllm.end_ids]
-    assert ours == mllm.decode(written) and ours
+    assert ours.text == mllm.decode(written) and ours.text
+    assert ours.whole == (theirs[0, -1].item() in mllm.end_ids)
+    assert not mllm.write(mllm.read(image), text, max_new_tokens=len(written) - 1).whole
 
 
 def test_the_same_seed_draws_the_same_words(mllm, image):
@@ -197,7 +199,7 @@ def test_the_same_seed_draws_the_same_words(mllm, image):
 def test_pieces_come_as_they_are_written(mllm, image):
     seen = []
     answer = mllm.write(mllm.read(image), TEXT, max_new_tokens=6, on_token=lambda texts: seen.append(texts[0]))
-    assert seen[-1] == answer and len(seen) <= 6
+    assert seen[-1] == answer.text and len(seen) <= 6
 
 
 def test_an_interrupted_reading_raises_and_the_next_one_works(mllm, image):
@@ -214,7 +216,7 @@ def test_it_writes_descriptions_for_painters_that_read_text(mllm, image):
     from mindedit_core.prompts import optimizer_prompt
 
     (answer,) = mllm.generate(image, "make the cat blue", max_new_tokens=8)
-    assert answer.text == mllm.write(mllm.read(image), optimizer_prompt("make the cat blue"), max_new_tokens=8)
+    assert answer == mllm.write(mllm.read(image), optimizer_prompt("make the cat blue"), max_new_tokens=8)
     plan = SelfMLLM(mllm).design(image, "make the cat blue", max_new_tokens=8)
     assert plan.raw == "make the cat blue" and plan.states is None and plan.note
 
