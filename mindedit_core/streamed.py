@@ -43,10 +43,13 @@ class Streamed(NamedTuple):
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def save_streamed(path: str | Path, tensors: Mapping[str, Streamed], metadata: Mapping[str, Any]) -> Path:
+def save_streamed(
+    path: str | Path, tensors: Mapping[str, Streamed], metadata: Mapping[str, Any], compare: bool = False
+) -> Path:
     """Write all of `tensors`; the file is either the old one or the complete new one, never a part.
 
-    Raises CheckpointError if a tensor turns out otherwise than was said.
+    compare: read it again before it takes its place, and compare it with what it is made from
+    Raises CheckpointError if a tensor turns out otherwise than was said, or as something else on the disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +61,8 @@ def save_streamed(path: str | Path, tensors: Mapping[str, Streamed], metadata: M
                 file.write(_bytes(key, tensor))
             file.flush()
             os.fsync(file.fileno())
+        if compare:
+            verify_streamed(part, tensors)
         os.replace(part, path)
     finally:
         with suppress(FileNotFoundError):

@@ -5,6 +5,7 @@ B batch, L tokens of the turn (the picture's among them), D MLLM width, Dt width
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -31,7 +32,9 @@ class MLPProjector(nn.Sequential):
         """Frozen, of the published keys. dtype: None keeps theirs. Raises CheckpointError naming what does not fit."""
         if "0.weight" not in tensors:
             raise CheckpointError(f"{name} (projector.*) lacks 0.weight; fetch it again")
-        width, hidden_size = tensors["0.weight"].shape
+        hidden_size = tensors["0.weight"].shape[1]
+        # what most of them say: a damaged one is outvoted, and then named
+        width = Counter(tensor.shape[0] for tensor in tensors.values()).most_common(1)[0][0]
         with torch.device("meta"):
             projector = cls(hidden_size, width, max_tokens)
         cast = {key: tensor if dtype is None else tensor.to(dtype) for key, tensor in tensors.items()}

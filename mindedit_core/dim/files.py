@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError, load_tensors, read_metadata, save_checkpoint
+from ..checkpoint import CheckpointError, load_tensors, read_metadata, read_shapes, save_checkpoint
 from .published import PROJECTOR, read_published
 
 COMPONENT, TRANSFORMER, NULL = "dim", "transformer.", "null_tokens"
@@ -55,6 +55,10 @@ def read_dim(path: str | Path) -> DimFile:
     """Of a published or of a converted file. Raises CheckpointError for another one, or for one that lacks a part."""
     path, metadata = Path(path), read_metadata(path)
     if metadata.get("component") != COMPONENT:
+        if NULL in read_shapes(path):
+            raise CheckpointError(
+                f"{path} was saved again without its metadata, in which its sizes are; convert the published file anew"
+            )
         return DimFile(*read_published(path))
     null_tokens = load_tensors(path, NULL).get("")
     if null_tokens is None:

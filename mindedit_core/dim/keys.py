@@ -7,7 +7,8 @@ configuration is told by shapes; only the widths of a head are not in them (32, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -41,6 +42,16 @@ FUSED = (  # published -> the parts that lie one behind the other
     (BLOCK + r"cross_attn\.kv_linear\.", ("attn2.to_k.", "attn2.to_v.")),
 )
 HEAD, CROSS_HEADS = 32, (112, 72)
+WIDTH = (  # keys that tell it, on which axis, in how many parts: one damaged key among them is outvoted, and then named
+    (r"x_embedder\.proj\.weight", 0, 1),
+    (r"blocks\.\d+\.attn\.qkv\.weight", 1, 1),
+    (r"final_layer\.linear\.weight", 1, 1),
+)
+MLP_WIDTH = (
+    (r"blocks\.\d+\.mlp\.point_conv\.conv\.weight", 1, 1),
+    (r"blocks\.\d+\.mlp\.inverted_conv\.conv\.bias", 0, 2),
+    (r"blocks\.\d+\.mlp\.depth_conv\.conv\.bias", 0, 2),
+)
 
 
 class Piece(NamedTuple):
@@ -90,15 +101,20 @@ def from_published(shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], T
 def config_from(shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[str, Any]:
     """Arguments of diffusers' SanaTransformer2DModel for published keys and shapes.
 
-    Raises CheckpointError, naming the key, where one that tells a size is missing.
+    Raises CheckpointError, naming the key, where one that tells a size is missing or contradicts another.
     """
     try:
-        inner, in_channels, patch, _ = shapes["x_embedder.proj.weight"]
+        _, in_channels, patch, _ = shapes["x_embedder.proj.weight"]
         out = shapes["final_layer.linear.weight"][0]
         caption = shapes["y_embedder.y_proj.fc1.weight"][1]
-        hidden = shapes["blocks.0.mlp.point_conv.conv.weight"][1]
     except KeyError as error:
         raise CheckpointError(f"{name} lacks {error.args[0]}, so it is no whole SANA; fetch the file again") from None
+    if shapes.get(NULL, (0, caption))[1] != caption:
+        raise CheckpointError(
+            f"{name}: y_embedder.y_proj.fc1.weight reads tokens of width {caption}, {NULL} has {shapes[NULL][1]}; "
+            "one of them is damaged, fetch the file again"
+        )
+    inner, hidden = _agreed(shapes, WIDTH, name), _agreed(shapes, MLP_WIDTH, name)
     cross = next((width for width in CROSS_HEADS if inner % width == 0), HEAD)
     return {
         "in_channels": in_channels,
@@ -113,5 +129,18 @@ def config_from(shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[str, A
         "mlp_ratio": hidden / inner,
         "patch_size": patch,
         "sample_size": 32,
-        "qk_norm": "rms_norm_across_heads" if "blocks.0.attn.q_norm.weight" in shapes else None,
+        "qk_norm": "rms_norm_across_heads" if any(re.search(r"attn\.[qk]_norm", key) for key in shapes) else None,
     }
+
+
+def _agreed(shapes: Mapping[str, tuple[int, ...]], told: Sequence[tuple[str, int, int]], name: str) -> int:
+    """The size that most of the keys tell which tell one."""
+    votes = Counter(
+        shape[axis] // parts
+        for key, shape in shapes.items()
+        for pattern, axis, parts in told
+        if re.fullmatch(pattern, key)
+    )
+    if not votes:
+        raise CheckpointError(f"{name} lacks every key like {told[0][0]}, so it is no whole SANA; fetch it again")
+    return votes.most_common(1)[0][0]

@@ -17,8 +17,8 @@ SHIFT = 3.0  # of the schedule, which no file says
 
 
 def is_published(shapes: Mapping[str, Any]) -> bool:
-    """Whether these are the keys of a file of stdKonjac/DIM-4.6B-*."""
-    return f"{SANA}x_embedder.proj.weight" in shapes and f"{PROJECTOR}0.weight" in shapes
+    """Whether these are keys of a file of stdKonjac/DIM-4.6B-*, be it whole or not."""
+    return any(key.startswith(SANA) for key in shapes) and any(key.startswith(PROJECTOR) for key in shapes)
 
 
 def read_published(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor], Tensor]:
@@ -47,8 +47,10 @@ def sana_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 def published_config(path: Path) -> dict[str, Any]:
     """Sizes as shapes tell them, and what no shape tells, in the form of our own files' metadata."""
-    hidden_size = read_shapes(path)[f"{PROJECTOR}0.weight"][1]
-    return {"transformer": config_from(sana_shapes(path), str(path)), "hidden_size": hidden_size, "flow_shift": SHIFT}
+    first = read_shapes(path).get(f"{PROJECTOR}0.weight")
+    if first is None:
+        raise CheckpointError(f"{path} lacks {PROJECTOR}0.weight; fetch it again")
+    return {"transformer": config_from(sana_shapes(path), str(path)), "hidden_size": first[1], "flow_shift": SHIFT}
 
 
 def embedded_vae(path: str | Path) -> dict[str, Tensor]:

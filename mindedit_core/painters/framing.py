@@ -71,8 +71,8 @@ def frame(kind: str, size: tuple[int, int], base: int, factor: int) -> Frame:
 
     >>> frame("bins", (768, 1365), 1024, 32).box
     (0, 0, 768, 1376)
-    >>> frame("crop", (600, 800), 1024, 32).scaled
-    (1024, 1365)
+    >>> frame("crop", (600, 799), 1024, 32)[3:]
+    ((1024, 1363), (0, 170, 1024, 1024))
     """
     if kind not in FRAMINGS:
         raise ValueError(f"framing is one of {', '.join(FRAMINGS)}, got {kind!r}")
@@ -81,8 +81,9 @@ def frame(kind: str, size: tuple[int, int], base: int, factor: int) -> Frame:
         side = max(size)
         return Frame(kind, size, (side, side), (base, base), (0, 0, base, base))
     if kind == "crop":
-        scaled = tuple(round(base * edge / min(size)) for edge in size)
-        return Frame(kind, size, size, scaled, ((scaled[0] - base) // 2, (scaled[1] - base) // 2, base, base))
+        # torchvision's Resize, which cuts off, and CenterCrop, which rounds to even: what the published code calls
+        scaled = tuple(base * edge // min(size) for edge in size)
+        return Frame(kind, size, size, scaled, (*(round((edge - base) / 2) for edge in scaled), base, base))
     stretch = (height / width) ** 0.5
     cells = tuple(max(1, round(base / factor * ratio)) * factor for ratio in (stretch, 1.0 / stretch))
     return Frame(kind, size, size, cells, (0, 0, *cells))

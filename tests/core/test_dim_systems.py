@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mindedit_core import edit, load_system
-from mindedit_core.backbones.qwen2_5_vl import Qwen25VL
+from mindedit_core.backbones.qwen2_5_vl import Answer, Qwen25VL
 from mindedit_core.blueprint import SECTIONS, format_blueprint
 from mindedit_core.checkpoint import CheckpointError
 from mindedit_core.contracts import MLLM, Bridge, Designer, Misfit, Painter, PaintSettings, require_fit
@@ -160,10 +160,40 @@ def test_the_mllm_inside_a_published_file_is_the_folders(published, image):
 
 def test_a_wish_is_designed_once_across_loads(published, image, monkeypatch):
     form, asked = format_blueprint(dict.fromkeys(SECTIONS, "a blue cat")), []
-    monkeypatch.setattr(Qwen25VL, "write", lambda *_, **__: asked.append(1) or form)
+    monkeypatch.setattr(Qwen25VL, "write", lambda *_, **__: asked.append(1) or Answer(form))
     first = edit(load_system(published), image[:1], WISH)
     again = edit(load_system(published), image[:1], WISH)
     assert len(asked) == 1 and torch.equal(first.image, again.image) and again.plan.text == form
+
+
+def test_the_published_settings_are_the_default_and_the_published_pair_can_be_had(published, image):
+    system = load_system(changed(published, settings=None))
+    assert (system.settings.steps, system.settings.guidance_scale, system.settings.seed) == (30, 7.5, 233)
+    assert system.designer.designer.shares and system.painter.schedule.shift == 3.0
+    own = load_system(changed(published, share_prefix=False, flow_shift=2.0, settings={"framing": "crop"}))
+    assert not own.designer.designer.shares and own.painter.schedule.shift == 2.0 and own.settings.framing == "crop"
+
+
+def test_a_painter_that_sees_no_picture_is_refused(published):
+    tensors = load_file(published / "model.safetensors")
+    key = "decoder.model.x_embedder.proj.weight"
+    save_file(tensors | {key: tensors[key][:, :LATENT_CHANNELS].clone()}, published / "model.safetensors")
+    with pytest.raises(Misfit, match="paints from text alone.* dim_text_to_image"):
+        load_system(published)
+
+
+def test_half_precision_is_not_computed_on_a_cpu(published):
+    tensors = {key: tensor.half() for key, tensor in load_file(published / "model.safetensors").items()}
+    save_file(tensors, published / "model.safetensors")
+    assert load_system(published).painter.transformer.dtype == torch.float32
+
+
+@pytest.mark.parametrize("make", ["tiny_folder", "tiny_dim"])
+def test_a_system_is_moved_whole(make, request):
+    system = load_system(request.getfixturevalue(make)).to("meta")
+    known = [system.bridge, *vars(system.mllm).values(), *vars(system.painter).values()]
+    models = [model for model in known if isinstance(model, torch.nn.Module)]
+    assert len(models) > 3 and {tensor.device.type for model in models for tensor in model.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("designer", ["verbatim", "self"])

@@ -245,6 +245,19 @@ def test_the_published_crop_gives_the_square_back(painter):
     assert painter.paint(wide, PLAN, condition(batch=1), SETTINGS, on_note=notes.append).shape == wide.shape
 
 
+@pytest.mark.parametrize(("size", "scaled", "corner"), [
+    ((600, 799), (1024, 1363), (0, 170)), ((799, 600), (1363, 1024), (170, 0)), ((500, 500), (1024, 1024), (0, 0)),
+    ((700, 999), (1024, 1461), (0, 218)), ((3000, 2001), (1535, 1024), (256, 0)),
+])  # fmt: skip
+def test_the_crop_is_that_of_the_published_transforms(size, scaled, corner):
+    """By hand: Resize gives int(1024 * long / short), CenterCrop begins at int(round((edge - 1024) / 2))."""
+    framed = frame("crop", size, 1024, 32)
+    assert framed.scaled == scaled and framed.box == (*corner, 1024, 1024)
+    rising = torch.linspace(0, 1, max(size))
+    plane = rising.expand(size) if size[1] >= size[0] else rising[:, None].expand(size)
+    assert abs(framed.apply(plane[None]).mean().item() - 0.5) < 2e-3
+
+
 def test_an_unknown_framing_lists_the_known():
     with pytest.raises(ValueError, match="bins, pad, crop"):
         frame("fit", (10, 10), 128, 16)
