@@ -8,9 +8,10 @@
 The paper's stages: text-to-image; edits as people say them (UltraEdit), for which SANA's first layer is widened by the
 source's latents; edits with blueprints (DIM-Edit). Noise levels are logit-normal(0, 1) with shift 3, and one sample in
 ten hears the learned null tokens in place of its text. Each stage starts from the file that the one before it gave.
-Rates and batch sizes of the full-size presets are the paper's (its table of hyper-parameters); steps, weight decay,
-warm-up and averaging are not published: ours. Nobody has trained at full size with this recipe yet; what one step needs
-is printed by train.bench.dim.
+Rates, batch sizes and epochs of the full-size presets are the paper's (its table of hyper-parameters; batch sizes are
+of one process: with N of them set accumulate to an Nth). Weight decay, warm-up and averaging are not published: ours.
+Nobody has trained at full size with this recipe yet, only its path on tiny parts in the published layouts
+(tests/train/test_dim.py).
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Dim(Training):
     """stage: of STAGES;  drop: share of samples that hear the null tokens
     zero_init: the widened layer starts blind to the source; else with the layer's usual random weights, as published
     data: the procedural world, or a reader of train.readers, data_options its key=value
-    count: cached samples of the world;  held_out: records to validate on;  cache: folder for encodings, None: none
+    count: cached samples of the world;  held_out: records to validate on
+    cache: folder for encodings, None: none; at full size 7 MB a record, nearly all of it states
     mllm, sana: published folders, of full size;  autoencoder: the mini's file, or a published folder
     start: a file to start from, None: that of the stage before
     resolution: pixels of the square that is painted;  factor: pixels a latent cell;  side: at which the MLLM sees
@@ -68,15 +70,15 @@ class Dim(Training):
 
 
 MINI = Dim(steps=2500, learning_rate=8e-4, batch_size=64, warm_up=200, ema=0.998, weights=DIM_FOLDER)
-FULL = Dim(steps=100000, learning_rate=2e-5, batch_size=4, accumulate=8, warm_up=2000, decay=0.0001, ema=0.9999,
+FULL = Dim(learning_rate=2e-5, batch_size=4, accumulate=8, warm_up=2000, decay=0.0001, ema=0.9999,
            weight_decay=0.0, workers=4, checkpoint_activations=True, weights=Path("runs/dim"), resolution=1024,
            factor=32, mllm=Path("models/LLM/Qwen2.5-VL-3B-Instruct"),
            sana=Path("models/diffusers/SANA1.5_1.6B_1024px_diffusers"),
-           autoencoder=Path("models/diffusers/dc-ae-f32c32-sana-1.1-diffusers"), cache=Path("runs/encoded"))
+           autoencoder=Path("models/diffusers/dc-ae-f32c32-sana-1.1-diffusers"))
 PRESETS = {f"mini-{stage}": replace(MINI, stage=stage) for stage in STAGES} | {
-    "t2i": replace(FULL, stage="t2i", accumulate=64, data="dim_t2i"),
-    "edit1": replace(FULL, stage="edit1", learning_rate=1e-4, data="folder"),
-    "edit2": replace(FULL, stage="edit2", learning_rate=1e-5, data="dim_edit"),
+    "t2i": replace(FULL, stage="t2i", steps=653_000, accumulate=64, data="dim_t2i"),  # 8 epochs of 20.9 M by 256
+    "edit1": replace(FULL, stage="edit1", steps=1_250_000, learning_rate=1e-4, data="folder"),  # 10 of 4 M by 32
+    "edit2": replace(FULL, stage="edit2", steps=364_000, learning_rate=1e-5, data="dim_edit"),  # 50 of 233 K by 32
 }
 
 
@@ -125,7 +127,9 @@ def main() -> None:
     run, student = (train_mini if config.data == WORLD else train_full)(config, folder)
     if run.accelerator.is_main_process:
         file = config.weights / f"{FILES[config.stage]}.safetensors"
-        save_dim(file, student.parts, torch.float16, **said_of(config, run))
+        # bfloat16 as published: what a model of full size learnt may be beyond float16
+        dtype = torch.float16 if config.data == WORLD else torch.bfloat16
+        save_dim(file, student.parts, dtype, **said_of(config, run))
         save_beside(config, "train.dim", file)
 
 

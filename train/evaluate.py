@@ -33,12 +33,7 @@ def estimates(scores: Scores) -> dict[str, dict]:
 
 def by_operation(scores: Scores, items: Sequence[Sample]) -> dict[str, dict]:
     """The same for each operation, of metrics measured on single edits."""
-    table: dict[str, dict] = {}
-    for name in OPERATIONS:
-        rows = [row for row, item in enumerate(items) if item.operation == name]
-        own = {metric: [values[row] for row in rows] for metric, values in scores.items() if "multi" not in metric}
-        table[name] = estimates(own)
-    return table
+    return {name: estimates(rows_of({"": scores}, items, name)[""]) for name in OPERATIONS}
 
 
 def differences(found: dict[str, Scores], variant: str, pairs: dict[str, Sequence[str]]) -> dict[str, dict]:
@@ -71,6 +66,10 @@ def show(report: dict) -> None:
             print(f"{variant:13} {metric:24} {interval(found)}  n={found['n']}")
     for operation, metrics in report["operations"].items():
         print(f"{operation:13}", "  ".join(f"{metric} {found['value']:.3f}" for metric, found in metrics.items()))
+    for operation, others in report.get("full_minus_by_operation", {}).items():
+        for other, metrics in others.items():
+            if "success_no_mask" in metrics:
+                print(f"full - {other:13} {operation:24} {interval(metrics['success_no_mask'])}")
     for variant in (key.removesuffix("_minus") for key in report if key.endswith("_minus")):
         for other, metrics in report[f"{variant}_minus"].items():
             for metric, gap in metrics.items():
@@ -124,7 +123,16 @@ def tables_of(kind: Any, found: dict[str, Scores], items: Sequence[Sample]) -> d
     tables = {f"{variant}_minus": differences(found, variant, kind.PAIRS) for variant in kind.PAIRS}
     if kind is evaluate_dim:
         tables["by_operation"] = {variant: by_operation(scores, items) for variant, scores in found.items()}
+        tables["full_minus_by_operation"] = {name: differences(rows_of(found, items, name), "full", kind.PAIRS)
+                                             for name in OPERATIONS}
     return tables
+
+
+def rows_of(found: dict[str, Scores], items: Sequence[Sample], operation: str) -> dict[str, Scores]:
+    """Every variant's scores of the single edits of one operation."""
+    rows = [row for row, item in enumerate(items) if item.operation == operation]
+    return {variant: {metric: [values[row] for row in rows] for metric, values in scores.items()
+                      if "multi" not in metric} for variant, scores in found.items()}
 
 
 if __name__ == "__main__":

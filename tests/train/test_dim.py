@@ -88,6 +88,14 @@ def test_whoever_is_dropped_hears_the_null_tokens():
     assert torch.equal(tokens[1], student.projector(drawn["states"])[1])
 
 
+def test_levels_are_normal_and_as_many_are_dropped_as_was_asked():
+    drawn = dim_world.chances(np.random.default_rng(0), (4000, 2, 2, 2), 0.1)
+    assert abs(drawn["level"].mean().item()) < 0.05 and abs(drawn["level"].std().item() - 1) < 0.05
+    assert abs(drawn["noise"].std().item() - 1) < 0.05
+    assert 0.08 < drawn["dropped"].float().mean().item() < 0.12
+    assert not dim_world.chances(np.random.default_rng(0), (400, 1, 1, 1), 0.0)["dropped"].any()
+
+
 def test_every_part_learns():
     student, drawn = Student(parts(32)), batch()
     drawn["dropped"] = torch.tensor([True, False, False])
