@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from mindedit_core.backbones.qwen2_5_vl import Qwen25VL
-from mindedit_core.backbones.qwen_mini import IMAGE, VIDEO, VISION_END, VISION_START
+from mindedit_core.backbones.qwen_mini import END, IMAGE, VIDEO, VISION_END, VISION_START
 from mindedit_core.blueprint import blueprint_prompt
 from train.loop import device
 from train.words import qwen_tokenizer
@@ -48,8 +48,8 @@ def qwen(layers: int, depth: int, words: int) -> nn.Module:
     vision = {**VISION, "depth": depth, "fullatt_block_indexes": [depth - 1]}
     special = {"image_token_id": token(IMAGE), "video_token_id": token(VIDEO),
                "vision_start_token_id": token(VISION_START), "vision_end_token_id": token(VISION_END)}
-    config = Qwen2_5_VLConfig(text_config={**TEXT, "num_hidden_layers": layers, "vocab_size": words},
-                              vision_config=vision, tie_word_embeddings=True, **special)
+    text = {**TEXT, "num_hidden_layers": layers, "vocab_size": words, "bos_token_id": None, "eos_token_id": token(END)}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **special)
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
