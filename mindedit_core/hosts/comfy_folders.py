@@ -59,7 +59,7 @@ def list_mllms() -> list[str]:
 def mllm_type(choice: str) -> str:
     """Which of MLLM_TYPES a value of `list_mllms` is."""
     built_in = {MINI: LLAVA, DIM_MINI: QWEN}
-    return built_in.get(choice) or _model_type(resolve_mllm(choice) / "config.json")
+    return built_in.get(choice) or mllm_type_of(resolve_mllm(choice))
 
 
 def list_adapters() -> list[str]:
@@ -210,12 +210,13 @@ def _folders(root: Path, depth: int) -> Iterator[Path]:
         config = folder / "config.json"
         if not config.is_file():
             yield from _folders(folder, depth - 1)
-        elif _model_type(config) in MLLM_TYPES:
+        elif mllm_type_of(folder) in MLLM_TYPES:
             yield folder
 
 
-def _model_type(config: Path) -> str | None:
+def mllm_type_of(folder: Path) -> str | None:
+    """`model_type` of a published folder; None if it has no config that says one."""
     try:
-        return json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
         return None

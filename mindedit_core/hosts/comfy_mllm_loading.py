@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import comfy.model_management as mm
+import folder_paths
 import torch
 
-from ..checkpoint import read_shapes
+from ..checkpoint import CheckpointError, read_shapes
 from ..prompts import token_counter
 from .comfy_dtype import AUTO, Precision, precision
-from .comfy_folders import MINI, NO_ADAPTER, QWEN, fingerprint, mllm_type, resolve_adapter, resolve_mllm
+from .comfy_folders import (
+    MINI,
+    NO_ADAPTER,
+    QWEN,
+    fingerprint,
+    mllm_type,
+    mllm_type_of,
+    resolve_adapter,
+    resolve_mllm,
+)
 from .comfy_managed import matrices_in, stored_in
 from .comfy_mllm import ManagedMLLM
 
@@ -81,7 +91,9 @@ def qwen_from_folder(folder: Path, mllm_id: str | None = None, dtype: str = AUTO
 def read_core(backbone: Any, folder: Path, chosen: Precision, mllm_id: str | None) -> Any:
     """The backbone of a folder, its weights in the dtype that was chosen to keep."""
     log.info("reading %s: %s", folder, chosen)
-    options = {} if mllm_id is None else {"mllm_id": mllm_id}
+    options: dict[str, Any] = {} if mllm_id is None else {"mllm_id": mllm_id}
+    if (embedded := embedded_for(folder)) is not None:
+        options["embedded"] = embedded
     # a mini is read in fp32 and then stored in its own dtype: casting the whole module would round its buffers too
     is_mini, is_fp8, stored = weights_of(folder) != folder, chosen.kept.itemsize == 1, precision_of(folder).kept
     kept = stored if is_fp8 else chosen.kept
@@ -101,6 +113,22 @@ def weights_of(folder: Path) -> Path:
     return mini if mini.is_file() else folder
 
 
+def embedded_for(folder: Path) -> Path | None:
+    """The published painter of Draw-In-Mind whose copy of the MLLM is read where a folder has no weights of its own."""
+    if mllm_type_of(folder) != QWEN or any(folder.glob("*.safetensors")):
+        return None
+    names = folder_paths.get_filename_list("diffusion_models")
+    paths = (Path(folder_paths.get_full_path_or_raise("diffusion_models", name)) for name in names)
+    return next((path for path in paths if path.suffix == ".safetensors" and _holds_an_mllm(path)), None)
+
+
+def _holds_an_mllm(path: Path) -> bool:
+    try:
+        return any(key.startswith("mllm.") for key in read_shapes(path))
+    except CheckpointError:  # another pack's file, or one that is still being downloaded
+        return False
+
+
 def precision_of(folder: Path, dtype: str = AUTO) -> Precision:
     """How an MLLM's folder will be kept and computed here, from the headers alone: every shard is there and whole.
 
@@ -108,10 +136,10 @@ def precision_of(folder: Path, dtype: str = AUTO) -> Precision:
     """
     from ..backbones.hf_weights import stored_dtype
 
-    weights = weights_of(folder)
+    weights = embedded_for(folder) or weights_of(folder)
     read_shapes(weights)
     stored = stored_dtype(weights)
-    if weights != folder and dtype == AUTO:
+    if weights_of(folder) != folder and dtype == AUTO:
         return Precision(torch.float32, stored, "it is small")
     return precision(dtype, stored, mm.text_encoder_device())
 
@@ -119,8 +147,11 @@ def precision_of(folder: Path, dtype: str = AUTO) -> Precision:
 def describe(choice: str, dtype: str = AUTO) -> str:
     """What the user should know before a wait: `0.9 B parameters, weights kept in bf16, computed in fp32: why`."""
     folder = resolve_mllm(choice)
-    count = sum(torch.Size(shape).numel() for shape in read_shapes(weights_of(folder)).values())
-    return f"{count / 1e9:.1f} B parameters, {precision_of(folder, dtype)}"
+    embedded = embedded_for(folder)
+    shapes = read_shapes(embedded or weights_of(folder)).items()
+    count = sum(torch.Size(shape).numel() for key, shape in shapes if embedded is None or key.startswith("mllm."))
+    inside = f", the copy in {embedded.name}" if embedded else ""
+    return f"{count / 1e9:.1f} B parameters{inside}, {precision_of(folder, dtype)}"
 
 
 def clip_counter() -> Callable[[str], int]:

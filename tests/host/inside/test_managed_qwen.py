@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mindedit_core.backbones.qwen2_5_vl import Qwen25VL
+from mindedit_core.checkpoint import CheckpointError
 from mindedit_core.contracts import Misfit, Plan
 from mindedit_core.designers.blueprint import BlueprintDesigner
 from mindedit_core.hosts import comfy_folders
@@ -115,3 +116,29 @@ def test_a_published_folder_is_listed_and_loaded(unregistered_models, folder, im
     assert loaded.template == "dim" and "computed in" in describe("Qwen2.5-VL-tiny")
     assert loaded.core.size() == (1008, 1008)
     assert loaded.encode(image[:1], Plan(WISH, WISH)).hidden.shape[1] > 24 * 24
+
+
+def test_weights_that_the_folder_lacks_are_those_inside_the_published_painter(module_models, folder, image):
+    """As Draw-In-Mind publishes it: one file with the MLLM in it, under the keys of transformers 4.51."""
+    from safetensors.torch import save_file
+
+    headless = Qwen25VL.from_folder(folder)
+    place = module_models / "LLM" / "Qwen2.5-VL-3B-Instruct"
+    headless.model.save_pretrained(place)
+    headless.tokenizer.save_pretrained(place)
+    (place / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"safetensors"):
+        load_mllm(place.name, None)
+    inside = {"mllm." + key.replace("model.visual.", "visual.").replace("model.language_model.", "model."): tensor.clone()
+              for key, tensor in headless.model.state_dict().items() if key != "lm_head.weight"}
+    painter = module_models / "diffusion_models" / "DIM-4.6B-Edit" / "model.safetensors"
+    painter.parent.mkdir(parents=True)
+    save_file(inside | {"projector.0.weight": torch.zeros(2, 2)}, painter)
+    folder_paths.filename_list_cache.clear()
+    folder_paths.folder_names_and_paths["diffusion_models"] = ([str(painter.parents[1])], {".safetensors"})
+    assert "the copy in model.safetensors" in describe(place.name)
+    plan = Plan(WISH, WISH)
+    loaded = load_mllm(place.name, None)
+    loaded.core.side = headless.side
+    ours, theirs = loaded.encode(image[:1], plan).hidden, headless.encode(image[:1], plan).hidden
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
