@@ -93,9 +93,10 @@ def load_model(path: str | Path) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def load_published(class_name: str, folder: Path) -> nn.Module:
-    """A model of MODELS from its published folder (config.json and .safetensors), float32, frozen; local files only.
+def load_published(class_name: str, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A model of MODELS from its published folder (config.json and .safetensors), frozen; local files only.
 
+    dtype: of its weights, which are read in it and never held in a wider one
     Where the folder holds nothing but a variant (`*.fp16.safetensors`, in shards or not), that is what is read.
     Raises CheckpointError for a missing folder, shard or weight: a weight that is not there is never a random number.
     """
@@ -105,9 +106,12 @@ def load_published(class_name: str, folder: Path) -> nn.Module:
     model_class = lookup(MODELS, class_name, "", "model class")
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     options["variant"] = variant_of(folder)
+    named = "dtype" if hasattr(model_class, "config_class") else "torch_dtype"  # of transformers, of diffusers
+    options[named] = dtype
     model, info = model_class.from_pretrained(folder, **options)
     if lacking := sorted(map(str, info["missing_keys"])):
         raise CheckpointError(
             f"{folder} lacks {len(lacking)} weights of {class_name}, first: {lacking[0]}; fetch its files again"
         )
-    return model.float().eval().requires_grad_(False)
+    model = model.float() if dtype == torch.float32 else model  # what a class computes for itself as well
+    return model.eval().requires_grad_(False)

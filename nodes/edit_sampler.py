@@ -60,7 +60,8 @@ class EditSampler(io.ComfyNode):
                     "sampler_name",
                     options=sampler_names,
                     default="euler",
-                    tooltip="As in KSampler. dpm_solver_flow, with the scheduler flow, is Draw-In-Mind's, for SANA.",
+                    tooltip="As in KSampler. dpm_solver_flow, with the scheduler flow and 30 steps, is Draw-In-Mind's, "
+                    "for SANA.",
                 ),
                 io.Combo.Input(
                     "scheduler", options=schedulers, default="simple", tooltip="As in KSampler; flow is SANA's."
@@ -112,11 +113,13 @@ class EditSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, positive: Any, negative: Any, vae: Any, image: Any, **settings: Any) -> io.NodeOutput:
-        from ..mindedit_core.hosts.comfy_sampler import edit_sample, require_vae
+        from ..mindedit_core.hosts.comfy_sampler import edit_sample, require_text, require_vae
         from ..mindedit_core.hosts.comfy_ui import say
 
         with blame(NODE_ID, "vae"):
             require_vae(model, vae)
+        with blame(NODE_ID, "positive and negative"):
+            require_text(model, positive, negative)
         with blame(NODE_ID, "image and mask"):
             edited = edit_sample(model, positive, negative, vae, image, **settings)
         if not edited.notes:

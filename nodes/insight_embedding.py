@@ -23,7 +23,11 @@ class InsightEmbedding(io.ComfyNode):
             "those of Instruction Optimizer.",
             search_aliases=["visual insight", "v_insight", "MIND-Edit", "image embeds"],
             inputs=[
-                io.Custom(MLLM).Input("mllm", tooltip="From MLLM Loader or MindEdit Mini Loader, with an adapter."),
+                io.Custom(MLLM).Input(
+                    "mllm",
+                    tooltip="From MLLM Loader or MindEdit Mini Loader, with an adapter. A Qwen2.5-VL needs none: a "
+                    "SANA from Painter Loader reads its states, and there is no embedding.",
+                ),
                 io.Image.Input("image", tooltip="The picture to be edited, the same as at Instruction Optimizer."),
                 io.Custom(PLAN).Input("plan", tooltip="From Instruction Optimizer."),
             ],
@@ -52,7 +56,7 @@ class InsightEmbedding(io.ComfyNode):
         with blame(NODE_ID, "mllm, image and plan"):
             insight = mllm.encode(image, plan)
         if insight.image_embeds is None:
-            said = insight.note or "no insight head is loaded: the insight is off"
+            said = insight.note or "there is no CLIP embedding: the insight is off"
             say(cls.hidden.unique_id, said)
             return io.NodeOutput(insight, blocked(said), blocked(said), ui=ui.PreviewText(said))
         said = insight.note or f"insight: {' x '.join(map(str, insight.image_embeds.shape))}, {insight.clip_space}"

@@ -12,6 +12,7 @@ from .schema import node_schema
 from .sockets import INSIGHT, IPADAPTER, PLAN
 
 NODE_ID = "MindEditIPAdapterBridge"
+SANA_READS = "this SANA reads {} states; negative text, λ, start, end and adapter have no effect on it"
 
 
 class IPAdapterBridge(io.ComfyNode):
@@ -20,7 +21,8 @@ class IPAdapterBridge(io.ComfyNode):
         return node_schema(
             NODE_ID,
             description="Gives text and visual insight to the painter: the text as conditioning, the insight through a "
-            "stock IP-Adapter on a clone of the model. The outputs fit any sampler.",
+            "stock IP-Adapter on a clone of the model. The outputs fit any sampler. A SANA reads the insight's states, "
+            "and of this node nothing else.",
             search_aliases=["ipadapter", "MIND-Edit", "decoupled attention"],
             inputs=[
                 io.Model.Input(
@@ -28,7 +30,7 @@ class IPAdapterBridge(io.ComfyNode):
                     tooltip="A Stable Diffusion checkpoint, or the mini: a clone of it is patched. Or a SANA from "
                     "Painter Loader, which reads the insight's states and needs nothing else here.",
                 ),
-                io.Clip.Input("clip", tooltip="Its text encoder."),
+                io.Clip.Input("clip", tooltip="Its text encoder, from Painter Loader too: a SANA ignores it."),
                 io.Custom(INSIGHT).Input("insight", tooltip="From Insight Embedding."),
                 io.Custom(PLAN).Input("plan", tooltip="From Instruction Optimizer: its text becomes the prompt."),
                 io.String.Input(
@@ -36,7 +38,7 @@ class IPAdapterBridge(io.ComfyNode):
                     multiline=True,
                     default="",
                     placeholder="what to stay away from",
-                    tooltip="What the picture should not show. Empty is fine.",
+                    tooltip="What the picture should not show. Empty is fine. A SANA does not read it.",
                 ),
                 io.Float.Input(
                     "insight_scale",
@@ -46,7 +48,8 @@ class IPAdapterBridge(io.ComfyNode):
                     max=5.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="Weight of the visual insight; 1 is the paper's, 0 is off and leaves the model as it was.",
+                    tooltip="Weight of the visual insight; 1 is the paper's, 0 is off and leaves the model as it was. "
+                    "Without effect on a SANA.",
                 ),
                 io.Float.Input(
                     "start",
@@ -56,7 +59,8 @@ class IPAdapterBridge(io.ComfyNode):
                     step=0.01,
                     round=0.001,
                     advanced=True,
-                    tooltip="Where in the sampling the insight sets in, as a fraction; 0 is the first step.",
+                    tooltip="Where in the sampling the insight sets in, as a fraction; 0 is the first step. Without "
+                    "effect on a SANA.",
                 ),
                 io.Float.Input(
                     "end",
@@ -66,14 +70,15 @@ class IPAdapterBridge(io.ComfyNode):
                     step=0.01,
                     round=0.001,
                     advanced=True,
-                    tooltip="Where in the sampling the insight ends, as a fraction; 1 is the last step.",
+                    tooltip="Where in the sampling the insight ends, as a fraction; 1 is the last step. Without effect "
+                    "on a SANA.",
                 ),
                 io.Combo.Input(
                     "adapter",
                     options=comfy_folders.list_ip_adapters(),
                     default=comfy_folders.MINI,
                     tooltip="An IP-Adapter file from models/ipadapter made for this base model and for what the "
-                    "insight is (one embedding: base; states: plus, full-face), or the mini's."
+                    "insight is (one embedding: base; states: plus, full-face), or the mini's. A SANA takes none."
                     + "".join(f"\n{found}" for found in comfy_folders.found_ip_adapters()),
                 ),
                 io.Custom(IPADAPTER).Input(
@@ -119,14 +124,16 @@ class IPAdapterBridge(io.ComfyNode):
         ipadapter: Any = None,
     ) -> io.NodeOutput:
         from ..mindedit_core.hosts.comfy_sana import conditioning, painter_of
+        from ..mindedit_core.hosts.comfy_ui import say
 
         if (painter := painter_of(model)) is not None:
             with blame(NODE_ID, "model and insight"):
                 positive, negative = conditioning(painter, insight)
-            return io.NodeOutput(model, positive, negative)
+            said = SANA_READS.format(positive[0][0].shape[1])
+            say(cls.hidden.unique_id, said)
+            return io.NodeOutput(model, positive, negative, ui=ui.PreviewText(said))
         from ..mindedit_core.hosts.comfy_adapter import attach, load_adapter
         from ..mindedit_core.hosts.comfy_text import encode_prompt
-        from ..mindedit_core.hosts.comfy_ui import say
 
         with blame(NODE_ID, f"adapter ({adapter})" if ipadapter is None else "ipadapter"):
             source = comfy_folders.resolve_ip_adapter(adapter) if ipadapter is None else ipadapter
@@ -138,6 +145,6 @@ class IPAdapterBridge(io.ComfyNode):
             negative = encode_prompt(clip, negative_text, emphasis=True)
         if insight.image_embeds is not None:
             return io.NodeOutput(patched, positive, negative)
-        said = f"text only: {insight.note}"
+        said = f"text only: {insight.note or 'the insight holds no CLIP embedding'}"
         say(cls.hidden.unique_id, said)
         return io.NodeOutput(patched, positive, negative, ui=ui.PreviewText(said))

@@ -16,7 +16,7 @@ NODE_ID = "MindEditPainterLoader"
 class PainterLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from ..mindedit_core.hosts.comfy_painters import LICENCES, OWN, list_autoencoders, list_painters
+        from ..mindedit_core.hosts.comfy_painters import LICENCES, OWN, found_pickles, list_autoencoders, list_painters
 
         painters = list_painters()
         return node_schema(
@@ -30,15 +30,17 @@ class PainterLoader(io.ComfyNode):
                     options=painters,
                     default=next(iter(painters), None),
                     tooltip="The built-in dim-mini (drawn scenes of 128x128), or from models/diffusion_models: "
-                    "model.safetensors of stdKonjac/DIM-4.6B-Edit or -T2I, or what `mindedit convert dim` made of it; "
-                    "or a SANA1.5 folder from models/diffusers, for text-to-image. " + LICENCES,
+                    "model.safetensors of stdKonjac/DIM-4.6B-Edit or -T2I, each in a folder of its own there, or what "
+                    "`mindedit convert dim` made of it; or, for text-to-image, a SANA1.5 folder from models/diffusers, "
+                    "or a file of `mindedit convert sana`. "
+                    + "".join((LICENCES, *(f"\n{found}" for found in found_pickles()))),
                 ),
                 io.Combo.Input(
                     "vae",
                     options=list_autoencoders(),
                     default=OWN,
-                    tooltip="The autoencoder inside the painter's file, or a DC-AE from models/diffusers or models/vae "
-                    "(mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers).",
+                    tooltip="The autoencoder inside the painter's file or folder, or a DC-AE from models/diffusers or "
+                    "models/vae (mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers). dim-mini has one of its own.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -50,12 +52,19 @@ class PainterLoader(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output("model", display_name="model", tooltip="For IP-Adapter Bridge and any sampler."),
+                io.Model.Output(
+                    "model",
+                    display_name="model",
+                    tooltip="For IP-Adapter Bridge and any sampler. For text-to-image the size is that of the latent, "
+                    "of 32 pixels a cell: VAE Encode an Empty Image of the size you want. Empty Latent Image counts 8 "
+                    "pixels a cell; the node says what to type there.",
+                ),
                 io.Clip.Output(
                     "clip",
                     display_name="clip",
                     tooltip="For IP-Adapter Bridge. Draw-In-Mind's painters have no text encoder, they read the "
-                    "language model's states; a SANA folder's is for CLIP Text Encode.",
+                    "language model's states; a SANA's is for CLIP Text Encode, from its folder or, for a SANA alone, "
+                    "from another SANA's folder under models/diffusers (text_encoder and tokenizer).",
                 ),
                 io.Vae.Output("vae", display_name="vae", tooltip="Picture to latent and back."),
             ],

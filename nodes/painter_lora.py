@@ -20,7 +20,7 @@ class PainterLoRA(io.ComfyNode):
         return node_schema(
             NODE_ID,
             description="Puts a LoRA that was trained for SANA (keys such as transformer.*) on a clone of the model, "
-            "and says which of its keys match nothing.",
+            "and says which of its keys match nothing, by name or by size.",
             search_aliases=["SANA LoRA", "LoRA loader", "Draw-In-Mind"],
             inputs=[
                 io.Model.Input("model", tooltip="From Painter Loader. It is not changed: a clone is."),
@@ -48,6 +48,7 @@ class PainterLoRA(io.ComfyNode):
             patched, strange = with_lora(model, resolve_lora(lora), strength)
         if not strange:
             return io.NodeOutput(patched)
-        said = f"{len(strange)} keys of {lora} match nothing in this SANA, such as {', '.join(strange[:3])}"
+        said = f"{len(strange)} keys of {lora} match nothing in this SANA by name or size, such as "
+        said += ", ".join(strange[:3])
         say(cls.hidden.unique_id, said)
         return io.NodeOutput(patched, ui=ui.PreviewText(said))

@@ -23,6 +23,8 @@ from .comfy_managed import Box, manage
 
 LEAST = 800  # numbers alive for a pixel while a small one is encoded
 ALIVE = 8  # widest feature maps alive at a time
+TILE = 512  # pixels of a tile's side, and a quarter of it overlap: as the host tiles an autoencoder of 8 pixels a cell
+HOST_CELL = 8  # pixels a cell that the host's Empty Latent Image counts
 
 
 class AutoencoderBox(Box):
@@ -51,6 +53,17 @@ class DcAeVAE(comfy.sd.VAE):
         self.memory_used_encode = lambda shape, dtype: alive * shape[2] * shape[3] * mm.dtype_size(dtype)
         self.memory_used_decode = lambda shape, dtype: self.memory_used_encode(shape, dtype) * self.upscale_ratio**2
 
+    def decode_tiled_(
+        self, samples: Tensor, tile_x: int | None = None, tile_y: int | None = None, overlap: int | None = None
+    ) -> Tensor:
+        """The host's, which it falls back on when memory runs out; its own tile of 64 cells would be all of a picture.
+
+        tile_x, tile_y, overlap: in cells;  None: TILE pixels and a quarter of them
+        """
+        tile = TILE // self.upscale_ratio
+        overlap = tile // 4 if overlap is None else overlap
+        return super().decode_tiled_(samples, tile_x or tile, tile_y or tile, overlap)
+
     @cached_property
     @torch.inference_mode()
     def rgb(self) -> Tensor:
@@ -74,9 +87,16 @@ class DcAeLatents(comfy.latent_formats.LatentFormat):
 
     def __init__(self, vae: DcAeVAE) -> None:
         self.vae, self.scale_factor, self.latent_channels = vae, vae.scaling_factor, vae.latent_channels
+        self.spacial_downscale_ratio = vae.upscale_ratio  # newer hosts fit an Empty Latent Image to it; v0.10 does not
 
     latent_rgb_factors = property(lambda self: self.vae.rgb[:-1].tolist())
     latent_rgb_factors_bias = property(lambda self: self.vae.rgb[-1].tolist())
+
+
+def empty_latent_size(pixels: int, factor: int) -> int:
+    """What to type into Empty Latent Image for a side of so many pixels, at `factor` pixels a cell, on this host."""
+    fits_by_itself = hasattr(comfy.latent_formats.LatentFormat, "spacial_downscale_ratio")
+    return pixels if fits_by_itself else pixels * HOST_CELL // factor
 
 
 def _pictures(count: int = 8) -> Tensor:

@@ -82,6 +82,15 @@ class ManagedEndpoint:
     def get_ram_usage(self) -> int:
         return 0
 
+    def with_adapter(self, adapter: Path | None, strength: float = 1.0) -> ManagedEndpoint:
+        """`self`; Misfit if there is an adapter."""
+        if adapter is not None:
+            raise Misfit(
+                "an adapter (LoRA and insight head) is put on a model that is loaded here, an endpoint's model runs "
+                "elsewhere; wire MLLM Loader here, or choose the adapter 'none'"
+            )
+        return self
+
     def design(
         self,
         image: Tensor,

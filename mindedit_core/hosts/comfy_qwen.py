@@ -26,6 +26,10 @@ NO_ADAPTERS = (
     "a MIND-Edit adapter (LoRA and VisionHead) belongs to a LLaVA-OneVision, this is a Qwen2.5-VL, which Draw-In-Mind "
     "uses as it is; choose the adapter 'none'"
 )
+GIVES = (
+    "a Qwen2.5-VL: {} states of width {}, which a SANA of Draw-In-Mind reads as they are, and no CLIP embedding, which "
+    "an IP-Adapter would need"
+)
 
 
 class ManagedQwen:
@@ -91,7 +95,8 @@ class ManagedQwen:
         if len(plans) != count:
             raise ValueError(f"the plan is for {len(plans)} pictures, the image has {count}; wire the same picture")
         pictures = [None] if image is None else image.split(1)
-        return joined([self._encode(picture, each) for picture, each in zip(pictures, plans, strict=True)])
+        found = joined([self._encode(picture, each) for picture, each in zip(pictures, plans, strict=True)])
+        return replace(found, note=GIVES.format(*found.hidden.shape[1:]))
 
     def _encode(self, picture: Tensor | None, plan: Plan) -> Insight:
         states, key = plan.states, "" if picture is None else image_key(picture)

@@ -95,6 +95,7 @@ def edit_sample(
     framing: how a SANA, which paints one resolution, sees the picture (`painters.framing`); others take any size
     """
     require_vae(model, vae)
+    require_text(model, positive, negative)
     notes: list[str] = []
     source, mask = _source(image, notes), _mask(image, mask, notes)
     settings = Sampling(seed, steps, cfg, sampler_name, scheduler, strength, image_guidance_scale)
@@ -133,6 +134,18 @@ def require_vae(model: Any, vae: Any) -> None:
             f"the VAE makes latents of {vae.latent_channels} channels, this MODEL paints {wanted}; "
             "wire the VAE that belongs to the MODEL"
         )
+
+
+def require_text(model: Any, *conditionings: list) -> None:
+    """Raise Misfit for text that a SANA does not read, and for an MLLM's states where the MODEL is none."""
+    for tokens, extras in (each for conditioning in conditionings for each in conditioning):
+        if comfy_sana.painter_of(model) is not None:
+            comfy_sana.require_width(tokens, model.model.token_dim, model.model.text_from)
+        elif comfy_sana.STATES in extras:
+            raise Misfit(
+                "this conditioning is of an MLLM's states, which a SANA alone reads, and this MODEL is none; wire "
+                "model, positive and negative of the same IP-Adapter Bridge"
+            )
 
 
 def kind_of(model: Any) -> str:

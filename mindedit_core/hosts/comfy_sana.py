@@ -30,7 +30,14 @@ from .comfy_managed import Box, manage, stored_dtype, to_intermediate
 
 PAINTER = "mindedit_painter"  # name of the attachment of a MODEL
 MASK = "text_mask"  # of a conditioning: which of its tokens count
+STATES = "mindedit_states"  # of a conditioning: made of an MLLM's states
 TABLE = "scale_shift_table"
+OF_STATES = "positive and negative of IP-Adapter Bridge into the sampler, with this MODEL at its model input"
+OF_TEXT = "CLIP Text Encode into the sampler, with the clip of the Painter Loader that this MODEL is from"
+READS_STATES = (
+    "this painter has no text encoder: it reads the language model's states; use Instruction Optimizer, Insight "
+    "Embedding (or Text Insight) and IP-Adapter Bridge in place of CLIP Text Encode"
+)
 
 
 # The transformer -----------------------------------------------------------------------------------------------------
@@ -107,11 +114,11 @@ class SanaSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_s
 
 
 class SanaModel(comfy.model_base.BaseModel):
-    """The host's BaseModel around a SanaBox."""
+    """The host's BaseModel around a SanaBox. text_from: where its conditioning is to come from, for the user"""
 
-    def __init__(self, config: SanaConfig, box: SanaBox) -> None:
+    def __init__(self, config: SanaConfig, box: SanaBox, text_from: str) -> None:
         super().__init__(config, comfy.model_base.ModelType.FLOW, device=mm.unet_offload_device())
-        self.diffusion_model = box
+        self.diffusion_model, self.text_from = box, text_from
         self.model_sampling = SanaSampling(config)
         reads_source = config.unet_config["in_channels"] > config.unet_config["out_channels"]
         self.concat_keys = ("concat_image",) if reads_source else ()
@@ -121,11 +128,25 @@ class SanaModel(comfy.model_base.BaseModel):
         """True if it edits: it sees the source's latents beside the noisy ones."""
         return bool(self.concat_keys)
 
+    @property
+    def token_dim(self) -> int:
+        """Width of the text tokens that it reads."""
+        return self.diffusion_model.transformer.config["caption_channels"]
+
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """What the host gives to the transformer; Misfit, before it runs, for another model's text."""
+        require_width(kwargs.get("cross_attn"), self.token_dim, self.text_from)
         conds = super().extra_conds(**kwargs)
         if (mask := kwargs.get(MASK)) is not None:
             conds[MASK] = comfy.conds.CONDRegular(mask)
         return conds
+
+
+def require_width(tokens: Tensor | None, width: int, text_from: str) -> None:
+    """Raise Misfit unless conditioning float[B, L, Dt] has the width that a MODEL reads. text_from: what to wire"""
+    found = None if tokens is None else tokens.shape[-1]
+    if found != width:
+        raise Misfit(f"this MODEL reads text of width {width}, its conditioning has {found}; wire {text_from}")
 
 
 class Painter(NamedTuple):
@@ -145,10 +166,7 @@ class Painter(NamedTuple):
     def condition(self, insight: Insight) -> Condition:
         """Text tokens float[B, L, Dt] of the MLLM's states. Raises Misfit for those of another MLLM."""
         if self.projector is None:
-            raise Misfit(
-                "this SANA reads a text encoder's states, not an MLLM's; wire CLIP Text Encode into the sampler, with "
-                "the clip of Painter Loader"
-            )
+            raise Misfit(f"this SANA reads a text encoder's states, not an MLLM's; wire {OF_TEXT}")
         mm.load_models_gpu([self.projector])
         projector = self.projector.model.projector
         found = projector.condition(insight.hidden.to(self.projector.load_device), insight.mask)
@@ -156,13 +174,18 @@ class Painter(NamedTuple):
 
 
 def sana_model(parts: DimParts, vae: DcAeVAE, compute: torch.dtype) -> Any:
-    """A MODEL of the host for these parts, kept in the dtype that they have and computed in `compute`."""
+    """A MODEL of the host for these parts, kept in the dtype that they have and computed in `compute`.
+
+    Raises Misfit for an autoencoder whose latents it does not paint.
+    """
     said, schedule = parts.transformer.config, parts.schedule
+    _require_autoencoder(said["out_channels"], vae.latent_channels)
     unet_config = {"disable_unet_model_creation": True, "in_channels": said["in_channels"]}
     config = SanaConfig(unet_config | {"out_channels": said["out_channels"]})
     config.latent_format, config.sampling_settings = DcAeLatents(vae), {"shift": schedule.shift}
     config.set_inference_dtype(stored_dtype(parts.transformer), compute)
-    model = SanaModel(config, SanaBox(parts.transformer, compute))
+    text_from = OF_TEXT if parts.projector is None else OF_STATES
+    model = SanaModel(config, SanaBox(parts.transformer, compute), text_from)
     patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     patcher = patcher_class(model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
     base, projector, null_tokens = said["sample_size"] * vae.upscale_ratio, None, to_intermediate(parts.null_tokens)
@@ -173,19 +196,27 @@ def sana_model(parts: DimParts, vae: DcAeVAE, compute: torch.dtype) -> Any:
     return patcher
 
 
+def _require_autoencoder(painted: int, made: int) -> None:
+    if made != painted:
+        raise Misfit(
+            f"this SANA paints latents of {painted} channels, the autoencoder makes {made}; choose the one that it was "
+            "trained with as vae (of published SANAs: mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers)"
+        )
+
+
 def painter_of(model: Any) -> Painter | None:
     """What a MODEL of `sana_model`, or a clone of one, carries; None for any other MODEL."""
     return getattr(model, "attachments", {}).get(PAINTER)
 
 
-class StatesInsteadOfText:
-    """In the place of a CLIP: this painter has no text encoder, and says so to whoever asks it for tokens."""
+class NoTextEncoder:
+    """In the place of a CLIP: says why there is none, and what to do, to whoever asks it for tokens."""
+
+    def __init__(self, why: str = READS_STATES) -> None:
+        self.why = why
 
     def tokenize(self, *_: Any, **__: Any) -> Any:
-        raise Misfit(
-            "this painter has no text encoder: it reads the language model's states; use Instruction Optimizer, "
-            "Insight Embedding (or Text Insight) and IP-Adapter Bridge in place of CLIP Text Encode"
-        )
+        raise Misfit(self.why)
 
     encode_from_tokens = encode_from_tokens_scheduled = encode = tokenize
 
@@ -198,5 +229,5 @@ def conditioning(painter: Painter, insight: Insight) -> tuple[list, list]:
     found = painter.condition(insight)
     tokens, mask = found.text_tokens, found.text_mask
     null = painter.null_tokens[: tokens.shape[1]].to(tokens).expand_as(tokens)
-    extras = {} if mask is None or bool(mask.all()) else {MASK: mask}
-    return [[tokens, {"pooled_output": None, **extras}]], [[null, {"pooled_output": None, **extras}]]
+    extras = {"pooled_output": None, STATES: True} | ({} if mask is None or bool(mask.all()) else {MASK: mask})
+    return [[tokens, extras]], [[null, dict(extras)]]

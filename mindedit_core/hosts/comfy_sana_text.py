@@ -16,7 +16,7 @@ from torch import Tensor
 from ..backbones.hf_weights import load_tokenizer_of, stored_dtype
 from ..model_files import load_published
 from .comfy_dtype import AUTO, precision
-from .comfy_managed import Box, manage, stored_in, to_intermediate
+from .comfy_managed import Box, manage, to_intermediate
 
 MAX_TOKENS = 300
 OPTIONS = "return_dict"
@@ -58,5 +58,5 @@ class SanaText:
 def load_text(folder: Path, dtype: str = AUTO) -> SanaText:
     """Of a diffusers folder of SANA: its `text_encoder` and `tokenizer`."""
     chosen = precision(dtype, stored_dtype(folder / "text_encoder"), mm.text_encoder_device())
-    encoder = load_published("Gemma2Model", folder / "text_encoder")
-    return SanaText(stored_in(encoder, chosen.kept), load_tokenizer_of(folder / "tokenizer"), chosen.compute)
+    encoder = load_published("Gemma2Model", folder / "text_encoder", chosen.kept)
+    return SanaText(encoder, load_tokenizer_of(folder / "tokenizer"), chosen.compute)

@@ -39,15 +39,18 @@ class Layout(NamedTuple):
 
 
 class File(NamedTuple):
-    """A model file of a template: where it is found, where it goes."""
+    """A model file of a template: where it is found, where it goes. folder: below the directory, of its own"""
 
     url: str
     directory: str
-    size: str
+    size: str = ""
+    folder: str = ""
 
     @property
     def name(self) -> str:
-        return self.url.rpartition("/")[2]
+        """As the host lists it, and as a loader's combo holds it: below its directory."""
+        own = self.url.rpartition("/")[2]
+        return f"{self.folder}/{own}" if self.folder else own
 
     @property
     def models(self) -> list[dict]:
@@ -57,7 +60,8 @@ class File(NamedTuple):
     @property
     def row(self) -> str:
         """Of the note's table."""
-        return f"| [{self.name}]({self.url}) ({self.size}) | `models/{self.directory}` |"
+        size, folder = f" ({self.size})" if self.size else "", f"/{self.folder}" if self.folder else ""
+        return f"| [{self.url.rpartition('/')[2]}]({self.url}){size} | `models/{self.directory}{folder}` |"
 
 
 HUB = "https://huggingface.co"
@@ -78,8 +82,14 @@ ADAPTER_SDXL = File(f"{ADAPTERS}/sdxl_models/ip-adapter_sdxl_vit-h.safetensors",
 
 QWEN_FOLDER = "Qwen2.5-VL-3B-Instruct"
 DC_AE_FOLDER = "dc-ae-f32c32-sana-1.1-diffusers"
-DIM_EDIT = File(f"{HUB}/stdKonjac/DIM-4.6B-Edit/resolve/main/model.safetensors", "diffusion_models", "")
-DIM_T2I = File(f"{HUB}/stdKonjac/DIM-4.6B-T2I/resolve/main/model.safetensors", "diffusion_models", "")
+
+
+def dim_file(name: str) -> File:
+    """Of a repository of stdKonjac: all of them call it model.safetensors, so each has a folder of its own."""
+    return File(f"{HUB}/stdKonjac/{name}/resolve/main/model.safetensors", "diffusion_models", folder=name)
+
+
+DIM_EDIT, DIM_T2I = dim_file("DIM-4.6B-Edit"), dim_file("DIM-4.6B-T2I")
 
 MINI_NOTE = """\
 # MindEdit in a minute
@@ -157,22 +167,23 @@ All are in `custom_nodes/<this pack>/mindedit_core/weights`. They know drawn 128
 DIM_FILES = f"""\
 | file | folder |
 |---|---|
-| [model.safetensors]({{url}}) of {{name}} | `models/diffusion_models` |
+{{row}}
 | [{QWEN_FOLDER}]({HUB}/Qwen/{QWEN_FOLDER}) (7.5 GB, the whole folder) | `models/LLM/{QWEN_FOLDER}` |
 | [{DC_AE_FOLDER}]({HUB}/mit-han-lab/{DC_AE_FOLDER}) (for a converted painter) | `models/diffusers/{DC_AE_FOLDER}` |
 
 Licences are the owners': DIM-4.6B is CC BY-NC 4.0 (not for commercial use), Qwen2.5-VL-3B Qwen Research, SANA1.5 and \
-its autoencoder NVIDIA's. `mindedit convert dim model.safetensors dim_edit.safetensors` keeps the painter's part alone.
+its autoencoder NVIDIA's. The folder keeps one *model.safetensors* from replacing another. `mindedit convert dim \
+model.safetensors dim_edit.safetensors` keeps the painter's part alone.
 """
 
 DIM_EDIT_NOTE = f"""\
 # Draw-In-Mind
 
-The same graph as **dim_mini**, with the published models of full size. About 12 GB of VRAM: language model and \
-painter take turns. These nodes have been run on random weights of full size; the published ones could not be \
+The same graph as **dim_mini**, with the published models of full size. Language model and painter take turns on the \
+GPU. These nodes have been run on random weights of full size; the published ones could not be \
 downloaded where this was made. If a file is refused, please report the message.
 
-{DIM_FILES.format(url=DIM_EDIT.url, name="stdKonjac/DIM-4.6B-Edit")}
+{DIM_FILES.format(row=DIM_EDIT.row)}
 1. Load a picture and say what you want, as loosely as you like.
 2. Press **Run**. The blueprint appears on *Instruction Optimizer*; it is kept, and not written again for the same \
 picture and wish.
@@ -186,7 +197,7 @@ DIM_T2I_NOTE = f"""\
 
 A text instead of a picture: **Text Insight** reads it, the painter starts from noise. The blank picture gives the size.
 
-{DIM_FILES.format(url=DIM_T2I.url, name="stdKonjac/DIM-4.6B-T2I")}
+{DIM_FILES.format(row=DIM_T2I.row)}
 Write long and exact: this painter learnt from captions of 150 words.
 """
 

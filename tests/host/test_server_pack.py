@@ -68,9 +68,10 @@ def test_importing_the_pack_imports_only_itself(probe, client):
     assert not probe["sys_path"]
 
 
-def test_templates_are_listed_with_their_thumbnails(server, client):
+def test_templates_are_listed_with_their_thumbnails(server, client, root):
     templates = server.get("/workflow_templates")[client.PACK_FOLDER]
-    assert sorted(templates) == ["mind_edit_instruct", "mind_edit_mini", "mind_edit_sd15", "mind_edit_sdxl"]
+    assert "mind_edit_mini" in templates
+    assert sorted(templates) == sorted(path.stem for path in (root / "workflows").glob("*.json"))
     for name in templates:
         place = f"/api/workflow_templates/{client.PACK_FOLDER}/{name}"
         assert server.get(f"{place}.json")["version"] == 0.4

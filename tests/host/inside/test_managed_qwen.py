@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.model_management as mm
 import folder_paths
 import pytest
 import torch
@@ -12,6 +13,7 @@ from mindedit_core.contracts import Misfit, Plan
 from mindedit_core.designers.blueprint import BlueprintDesigner
 from mindedit_core.hosts import comfy_folders
 from mindedit_core.hosts.comfy_managed import unmanaged
+from mindedit_core.hosts.comfy_mllm import embeds
 from mindedit_core.hosts.comfy_mllm_loading import describe, load_mllm
 from mindedit_core.systems.tiny_dim import save_tiny_dim
 
@@ -97,6 +99,38 @@ def test_text_alone_is_read_for_text_to_image(managed, headless):
     torch.testing.assert_close(ours.hidden, theirs.hidden, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("after", [0, 2])
+def test_an_interrupt_stops_within_one_token_and_the_next_run_works(after, managed, headless, image, monkeypatch):
+    """The host's flag alone is set, as by its button; what was half written is not kept on disk."""
+    written, write = [], managed.core.decode
+
+    def counted(tokens):
+        written.append(len(tokens))
+        if len(tokens) == after:
+            mm.interrupt_current_processing()
+        return write(tokens)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(managed.core, "decode", counted)
+        if after == 0:
+            mm.interrupt_current_processing()
+        try:
+            with pytest.raises(mm.InterruptProcessingException):
+                managed.design(image[:1], WISH, max_new_tokens=24)
+        finally:
+            mm.interrupt_current_processing(False)
+    assert max(written, default=0) == after
+    again = managed.design(image[:1], WISH, max_new_tokens=24)
+    assert again.text == BlueprintDesigner(headless, "mini").design(image[:1], WISH, max_new_tokens=24).text
+
+
+def test_the_insight_says_what_the_painter_reads(managed, image):
+    found = managed.encode(image[:1], Plan(WISH, WISH))
+    assert f"{found.hidden.shape[1]} states of width 48, which a SANA" in found.note
+    with pytest.raises(ValueError, match="no CLIP embedding"):
+        embeds(found)
+
+
 def test_adapters_of_mind_edit_are_refused(managed):
     with pytest.raises(Misfit, match="choose the adapter 'none'"):
         load_mllm(comfy_folders.DIM_MINI, comfy_folders.MINI)
@@ -129,8 +163,11 @@ def test_weights_that_the_folder_lacks_are_those_inside_the_published_painter(mo
     (place / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"safetensors"):
         load_mllm(place.name, None)
-    inside = {"mllm." + key.replace("model.visual.", "visual.").replace("model.language_model.", "model."): tensor.clone()
-              for key, tensor in headless.model.state_dict().items() if key != "lm_head.weight"}
+    inside = {
+        "mllm." + key.replace("model.visual.", "visual.").replace("model.language_model.", "model."): tensor.clone()
+        for key, tensor in headless.model.state_dict().items()
+        if key != "lm_head.weight"
+    }
     painter = module_models / "diffusion_models" / "DIM-4.6B-Edit" / "model.safetensors"
     painter.parent.mkdir(parents=True)
     save_file(inside | {"projector.0.weight": torch.zeros(2, 2)}, painter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib
 
 import pytest
@@ -94,6 +95,75 @@ def test_a_clip_that_can_write_designs(of_pack, classes):
 def test_a_clip_that_cannot_write_is_refused_with_a_remedy(of_pack):
     with pytest.raises(TypeError, match="MLLM Loader"):
         of_pack("mindedit_core.hosts.comfy_text_clip").as_writer(object())
+
+
+class Reading:
+    """An MLLM that gives states and no embedding."""
+
+    def __init__(self, insight):
+        self.insight = insight
+
+    def encode(self, image, plan):
+        return self.insight
+
+
+@pytest.fixture
+def states(of_pack):
+    return of_pack("mindedit_core.contracts").Insight(torch.zeros(1, 3, 48), torch.ones(1, 3).bool())
+
+
+def shown(output):
+    """What a node's preview says."""
+    (text,) = output.ui.as_dict()["text"]
+    return text
+
+
+def test_states_without_an_embedding_are_said_as_they_are(classes, states):
+    insight = dataclasses.replace(states, note="3 states of width 48, which a SANA reads")
+    node = classes["MindEditInsightEmbedding"].PREPARE_CLASS_CLONE(None)
+    output = node.execute(mllm=Reading(insight), image=torch.zeros(1, 8, 8, 3), plan=None)
+    assert shown(output) == insight.note == output.result[1].message
+
+
+def test_the_bridge_says_what_has_no_effect_on_a_sana(classes, of_pack, states, monkeypatch):
+    sana = of_pack("mindedit_core.hosts.comfy_sana")
+    monkeypatch.setattr(sana, "painter_of", lambda model: model)
+    conds = [[torch.zeros(1, 3, 40), {}]]
+    monkeypatch.setattr(sana, "conditioning", lambda painter, insight: (conds, conds))
+    node = classes["MindEditIPAdapterBridge"].PREPARE_CLASS_CLONE(None)
+    unused = {"negative_text": "", "insight_scale": 1.0, "start": 0.0, "end": 1.0, "adapter": "any"}
+    output = node.execute(model="sana", clip=None, insight=states, plan=None, **unused)
+    assert output.result == ("sana", conds, conds)
+    assert shown(output).startswith("this SANA reads 3 states;") and "adapter have no effect" in shown(output)
+
+
+def test_the_bridge_never_shows_an_empty_reason(classes, of_pack, states, monkeypatch):
+    adapter, text = (of_pack(f"mindedit_core.hosts.{name}") for name in ("comfy_adapter", "comfy_text"))
+    monkeypatch.setattr(adapter, "load_adapter", lambda source: None)
+    monkeypatch.setattr(adapter, "attach", lambda model, *_, **__: model)
+    monkeypatch.setattr(text, "encode_prompt", lambda *_, **__: [])
+    node = classes["MindEditIPAdapterBridge"].PREPARE_CLASS_CLONE(None)
+    plan = of_pack("mindedit_core.contracts").Plan("a", "a")
+    options = {"negative_text": "", "insight_scale": 1.0, "start": 0.0, "end": 1.0, "adapter": "any", "ipadapter": {}}
+    output = node.execute(model=object(), clip=None, insight=states, plan=plan, **options)
+    assert shown(output) == "text only: the insight holds no CLIP embedding"
+
+
+def test_an_adapter_for_an_endpoint_is_refused_in_words(classes, of_pack):
+    endpoint = of_pack("mindedit_core.hosts.comfy_designers").ManagedEndpoint("http://127.0.0.1:9/v1", "m")
+    node = classes["MindEditMLLMAdapter"].PREPARE_CLASS_CLONE(None)
+    with pytest.raises(ValueError, match=r"^MLLM Adapter, adapter .*an endpoint's model runs elsewhere; wire MLLM"):
+        node.execute(mllm=endpoint, adapter="mini (built in)", lora_strength=1.0)
+    assert node.execute(mllm=endpoint, adapter="none", lora_strength=1.0).result[0] is endpoint
+
+
+def test_edit_sampler_names_the_text_that_does_not_fit(classes, of_pack, monkeypatch):
+    sampler = of_pack("mindedit_core.hosts.comfy_sampler")
+    monkeypatch.setattr(sampler, "require_vae", lambda model, vae: None)
+    node = classes["MindEditEditSampler"].PREPARE_CLASS_CLONE(None)
+    of_states = [[torch.zeros(1, 3, 40), {of_pack("mindedit_core.hosts.comfy_sana").STATES: True}]]
+    with pytest.raises(ValueError, match="^Edit Sampler, positive and negative: .*same IP-Adapter Bridge"):
+        node.execute(model=object(), positive=of_states, negative=of_states, vae=None, image=None)
 
 
 def test_a_blocked_output_carries_its_reason(of_pack):

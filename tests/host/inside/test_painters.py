@@ -15,6 +15,7 @@ from mindedit_core.dim.files import DimParts
 from mindedit_core.hosts import comfy_folders, comfy_painters, comfy_sana
 from mindedit_core.painters.flow import FlowSchedule
 from mindedit_core.systems.dim_files import load_dim, save_dim
+from mindedit_core.systems.tiny import LATENT_CHANNELS
 from mindedit_core.systems.tiny_dim import save_tiny_dim, tiny_dim_parts
 
 
@@ -50,7 +51,7 @@ def test_what_lies_there_is_told_by_its_content(models):
 
 def test_a_painter_and_its_autoencoder_are_loaded(models):
     model, clip, vae = comfy_painters.load_painter("dim.safetensors", "dc-ae")
-    assert isinstance(clip, comfy_sana.StatesInsteadOfText)
+    assert isinstance(clip, comfy_sana.NoTextEncoder)
     assert comfy_sana.painter_of(model).base == 128 and model.model.reads_source
     assert vae.latent_channels == 16
     assert "edits" in comfy_painters.describe(model)
@@ -85,6 +86,51 @@ def test_a_changed_file_changes_the_fingerprint(models):
     assert comfy_painters.fingerprint("dim.safetensors", "dc-ae") != before
 
 
+def test_the_built_in_one_refuses_another_autoencoder(models):
+    with pytest.raises(Misfit, match="choose \"the painter's own\""):
+        comfy_painters.load_painter(comfy_folders.DIM_MINI, "dc-ae")
+    assert comfy_painters.problem(comfy_folders.DIM_MINI, "dc-ae")
+    assert comfy_painters.problem(comfy_folders.DIM_MINI, comfy_painters.OWN) is None
+
+
+def test_an_autoencoder_of_other_channels_is_refused(models):
+    from diffusers import AutoencoderDC
+
+    sizes = {"latent_channels": 2 * LATENT_CHANNELS, "encoder_block_out_channels": (8, 16),
+             "decoder_block_out_channels": (8, 16), "encoder_layers_per_block": (1, 1),
+             "decoder_layers_per_block": (1, 1), "encoder_qkv_multiscales": ((), ()),
+             "decoder_qkv_multiscales": ((), ())}  # fmt: skip
+    with torch.inference_mode(False):
+        AutoencoderDC(**sizes).save_pretrained(models / "diffusers" / "f64c128")
+    with pytest.raises(Misfit, match="paints latents of 16 channels, the autoencoder makes 32"):
+        comfy_painters.load_painter("dim.safetensors", "f64c128")
+
+
+def test_a_painter_in_a_folder_of_its_own_is_called_as_templates_call_it(models):
+    place = models / "diffusion_models" / "DIM-4.6B-Edit"
+    place.mkdir()
+    (models / "diffusion_models" / "dim.safetensors").rename(place / "model.safetensors")
+    folder_paths.filename_list_cache.clear()
+    assert comfy_painters.list_painters()[1:] == ["DIM-4.6B-Edit/model.safetensors"]
+    assert comfy_painters.load_painter("DIM-4.6B-Edit/model.safetensors", "dc-ae").model.model.reads_source
+
+
+def test_a_pickle_is_named_with_the_command_that_converts_it(models):
+    path = models / "diffusion_models" / "SANA1.5.pth"
+    torch.save({"state_dict": {"x": torch.zeros(1)}}, path)
+    folder_paths.filename_list_cache.clear()
+    assert path.name not in comfy_painters.list_painters()
+    command = f"mindedit convert sana {path} {path.with_suffix('.safetensors')}"
+    assert command in comfy_painters.problem(path.name)
+    (found,) = comfy_painters.found_pickles()
+    assert found.startswith(f"{path.name}, if it is a SANA: ") and command in found
+
+
+def test_licences_name_every_owner():
+    owners = ("DIM-4.6B", "Qwen", "NVIDIA", "Gemma terms of use (Google)")
+    assert all(owner in comfy_painters.LICENCES for owner in owners)
+
+
 def test_it_is_no_text_encoder():
     with pytest.raises(Misfit, match="in place of CLIP Text Encode"):
-        comfy_sana.StatesInsteadOfText().tokenize("a cat")
+        comfy_sana.NoTextEncoder().tokenize("a cat")

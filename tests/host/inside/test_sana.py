@@ -14,9 +14,10 @@ import nodes
 from mindedit_core.contracts import Condition, Insight, Misfit, PaintSettings, Plan
 from mindedit_core.dim.files import DimParts
 from mindedit_core.hosts import comfy_flow, comfy_sana
-from mindedit_core.hosts.comfy_dc_ae import DcAeVAE
+from mindedit_core.hosts.comfy_dc_ae import AutoencoderBox, DcAeVAE
 from mindedit_core.hosts.comfy_managed import unmanaged
-from mindedit_core.hosts.comfy_sampler import edit_sample
+from mindedit_core.hosts.comfy_sampler import edit_sample, require_text
+from mindedit_core.hosts.comfy_sana import SanaBox
 from mindedit_core.painters.flow import FlowSchedule
 from mindedit_core.painters.sana import SanaPainter
 from mindedit_core.systems.tiny import LATENT_CHANNELS
@@ -26,6 +27,7 @@ PUBLISHED = {"sampler_name": comfy_flow.SOLVER, "scheduler": comfy_flow.LEVELS}
 SETTINGS = {"seed": 233, "steps": 5, "cfg": 7.5, **PUBLISHED}
 HEADLESS = PaintSettings(steps=5, guidance_scale=7.5, seed=233)
 PLAN = Plan("make it blue", "make it blue")
+FACTOR = 16  # pixels a cell of the tiny autoencoder
 
 
 def hosted(parts):
@@ -226,31 +228,76 @@ def test_previews_are_colours_of_the_latents(model):
 
 
 def test_an_interrupt_ends_it_within_a_step(model, vae, image, conds, monkeypatch):
+    """As the host's button does it, which only sets a flag; whoever looks at it ends the run."""
     steps = []
-    box = model.model.diffusion_model
-    velocity = box._velocity
+    velocity = SanaBox._velocity
 
-    def counted(*args, **kwargs):
+    def interrupted(box, *args, **kwargs):
         steps.append(1)
         if len(steps) == 2:
             mm.interrupt_current_processing()
-        mm.throw_exception_if_processing_interrupted()
-        return velocity(*args, **kwargs)
+        return velocity(box, *args, **kwargs)
 
-    monkeypatch.setattr(box, "_velocity", counted)
-    with pytest.raises(mm.InterruptProcessingException):
-        edit_sample(model, *conds, vae, image, **SETTINGS)
+    with monkeypatch.context() as patch:
+        patch.setattr(SanaBox, "_velocity", interrupted)
+        try:
+            with pytest.raises(mm.InterruptProcessingException):
+                edit_sample(model, *conds, vae, image, **SETTINGS)
+        finally:
+            mm.interrupt_current_processing(False)
     assert len(steps) == 2
-    monkeypatch.undo()
-    mm.interrupt_current_processing(False)
-    edit_sample(model, *conds, vae, image, **SETTINGS)
+    assert torch.isfinite(edit_sample(model, *conds, vae, image, **SETTINGS).image).all()
 
 
-def test_tiled_decoding_is_near_to_whole(vae, generator):
-    latent = vae.encode(torch.rand(1, 256, 256, 3, generator=generator))
-    whole = vae.decode(latent)
+# Tiles ---------------------------------------------------------------------------------------------------------------
+
+
+class Tiles(list):
+    """Pixels of whatever the autoencoder decoded and encoded. room: of memory, in pixels"""
+
+    room = float("inf")
+
+    def watched(self, method, pixels_a_number):
+        def run(box, x, **kwargs):
+            self.append(x.shape[2] * x.shape[3] * pixels_a_number)
+            if self[-1] > self.room:
+                raise mm.OOM_EXCEPTION("no room")
+            return method(box, x, **kwargs)
+
+        return run
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    seen = Tiles()
+    monkeypatch.setattr(AutoencoderBox, "decode", seen.watched(AutoencoderBox.decode, FACTOR**2))
+    monkeypatch.setattr(AutoencoderBox, "encode", seen.watched(AutoencoderBox.encode, 1))
+    return seen
+
+
+def test_tiled_decoding_and_encoding_are_near_to_whole(vae, generator, tiles):
+    image = torch.rand(1, 256, 256, 3, generator=generator)
+    latent, whole = vae.encode(image), vae.decode(vae.encode(image))
+    tiles.clear()
     tiled = vae.decode_tiled(latent, tile_x=12, tile_y=12, overlap=4)
-    assert tiled.shape == whole.shape and (tiled - whole).abs().mean() < 0.1
+    assert len(tiles) > 3 and max(tiles) < 256**2
+    assert tiled.shape == whole.shape and (tiled - whole).abs().mean() < 0.02
+    tiles.clear()
+    again = vae.encode_tiled(image, tile_x=192, tile_y=192, overlap=64)
+    assert len(tiles) > 3 and max(tiles) < 256**2
+    assert again.shape == latent.shape and (again - latent).abs().mean() < 0.1 * latent.abs().mean()
+
+
+def test_out_of_memory_falls_back_on_tiles_that_are_smaller_than_the_picture(vae, generator, tiles):
+    """The host's 64 cells would be the whole of 1024 pixels once more, or of 2048 with 32 pixels a cell."""
+    image = torch.rand(1, 1024, 1024, 3, generator=generator)
+    latent, whole = vae.encode(image), vae.decode(vae.encode(image))
+    tiles.clear()
+    tiles.room = 512**2
+    decoded, encoded = vae.decode(latent), vae.encode(image)
+    assert [pixels for pixels in tiles if pixels > tiles.room] == [1024**2, 1024**2] and len(tiles) > 10
+    assert decoded.shape == whole.shape and (decoded - whole).abs().mean() < 0.01
+    assert encoded.shape == latent.shape and (encoded - latent).abs().mean() < 0.1 * latent.abs().mean()
 
 
 def test_text_to_image_takes_the_size_of_the_picture(image, insight):
@@ -261,7 +308,47 @@ def test_text_to_image_takes_the_size_of_the_picture(image, insight):
     assert "only the size is used" in first.notes[0]
 
 
+def test_other_samplers_are_named_beside_the_published_one(model, vae, image, conds):
+    edited = edit_sample(model, *conds, vae, image, **SETTINGS | {"sampler_name": "euler", "scheduler": "simple"})
+    (note,) = edited.notes
+    assert "with euler and simple" in note and "dpm_solver_flow and flow" in note and "30 steps" in note
+
+
 # What does not fit ---------------------------------------------------------------------------------------------------
+
+
+def test_text_of_another_width_is_refused_before_the_transformer_runs(model, vae, image, conds, monkeypatch):
+    """By every sampler; Edit Sampler's node says it of positive and negative."""
+    monkeypatch.setattr(SanaBox, "_velocity", None)
+    of_clip = [[torch.zeros(1, 77, 768), {"pooled_output": None}]]
+    wrong = r"reads text of width 40, its conditioning has 768; wire positive and negative of IP-Adapter Bridge"
+    latent = {"samples": vae.encode(image)}
+    for pair in ((of_clip, conds[1]), (conds[0], of_clip)):
+        with pytest.raises(Misfit, match=wrong):
+            nodes.KSampler().sample(model, 3, 4, 3.0, "euler", "simple", *pair, latent)
+        with pytest.raises(Misfit, match=wrong):
+            require_text(model, *pair)
+        with pytest.raises(Misfit, match=wrong):
+            edit_sample(model, *pair, vae, image, **SETTINGS)
+
+
+def test_a_sana_of_a_text_encoder_asks_for_that(parts, image):
+    found = tiny_dim_parts(in_channels=LATENT_CHANNELS)
+    plain = DimParts(None, found["transformer"], None, FlowSchedule())
+    vae = DcAeVAE(found["autoencoder"], torch.float32)
+    model = comfy_sana.sana_model(plain, vae, torch.float32)
+    of_clip = [[torch.zeros(1, 77, 768), {"pooled_output": None}]]
+    with pytest.raises(Misfit, match="wire CLIP Text Encode into the sampler, with the clip of the Painter Loader"):
+        nodes.KSampler().sample(model, 3, 4, 3.0, "euler", "simple", of_clip, of_clip, {"samples": vae.encode(image)})
+
+
+def test_states_are_refused_for_other_models(image, conds):
+    from mindedit_core.hosts import comfy_mini
+
+    mini = comfy_mini.load_mini("img2img")
+    other = SETTINGS | {"sampler_name": "euler", "scheduler": "simple"}
+    with pytest.raises(Misfit, match="which a SANA alone reads.*same IP-Adapter Bridge"):
+        edit_sample(mini.model, *conds, mini.vae, image, **other)
 
 
 def test_states_of_another_mllm_are_refused(model):

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from mindedit_core.contracts import Misfit
 from mindedit_core.hosts import comfy_mini
 from mindedit_core.hosts.comfy_sana_lora import key_map, with_lora
+from mindedit_core.systems.tiny import LATENT_CHANNELS
 from mindedit_core.systems.tiny_dim import tiny_dim_parts
 
 from .test_sana import hosted
@@ -76,6 +77,35 @@ def test_keys_that_match_nothing_are_named(model, tmp_path):
     more = {"transformer.transformer_blocks.9.attn1.to_q.lora_A.weight": torch.zeros(RANK, 224)}
     _, strange = with_lora(model, written(tmp_path / "lora.safetensors", "transformer.{}", more), 1.0)
     assert strange == list(more)
+
+
+def test_keys_of_another_width_are_named_too(model, tmp_path):
+    """As of SANA-0.6B on 1.6B: every name is there, and the host would skip the pair with a line in its log."""
+    wide = "transformer.transformer_blocks.0.attn2.to_k"
+    more = {f"{wide}.lora_A.weight": torch.zeros(RANK, 112), f"{wide}.lora_B.weight": torch.zeros(224, RANK)}
+    more["transformer.proj_out.diff"] = torch.zeros(LATENT_CHANNELS, 112)
+    patched, strange = with_lora(model, written(tmp_path / "lora.safetensors", "transformer.{}", more), 1.0)
+    assert set(strange) == set(more) and len(patched.patches) == len(MODULES)
+
+
+def test_a_lora_of_nothing_but_another_width_is_refused(model, tmp_path):
+    name = f"transformer.{MODULES[0]}"
+    tensors = {f"{name}.lora_A.weight": torch.zeros(RANK, 112), f"{name}.lora_B.weight": torch.zeros(112, RANK)}
+    save_file(tensors, tmp_path / "narrow.safetensors")
+    with pytest.raises(Misfit, match="none matches in name and size"):
+        with_lora(model, str(tmp_path / "narrow.safetensors"), 1.0)
+
+
+def test_convolutions_and_added_weights_fit(model, tmp_path):
+    conv = "transformer.transformer_blocks.0.ff.conv_depth"
+    width = len(model.model.state_dict()[f"diffusion_model.{conv}.weight"])
+    tensors = {f"{conv}.lora_A.weight": torch.ones(RANK, 1, 3, 3)}
+    tensors[f"{conv}.lora_B.weight"] = torch.ones(width, RANK, 1, 1)
+    tensors["transformer.proj_out.diff"] = torch.ones(LATENT_CHANNELS, 224)
+    save_file(tensors, tmp_path / "conv.safetensors")
+    patched, strange = with_lora(model, str(tmp_path / "conv.safetensors"), 1.0)
+    assert strange == [] and len(patched.patches) == 2
+    assert (output(patched) - output(model)).abs().max() > 1e-3
 
 
 def test_a_lora_for_another_model_is_refused(model, tmp_path):
