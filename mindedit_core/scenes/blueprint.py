@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..blueprint import SECTIONS, format_blueprint
-from .grammar import changed_slots, describe_change
+from .grammar import changed_slots, describe_change, say
 from .graph import PLACES, Scene
 from .sampling import Sample
 
@@ -11,15 +11,16 @@ from .sampling import Sample
 def true_sections(instruction: str, source: Scene, target: Scene) -> dict[str, str]:
     """Section by section; every text in them follows from the two scenes alone."""
     layout = [*(f"{thing.kind} at {PLACES[thing.slot]}" for thing in source.things), f"{source.background} background"]
-    looks = [" ".join(thing.look) for thing in source.things] or ["nothing"]
+    things = [say(thing.slot, thing) for thing in source.things] or ["nothing"]
     changes = (edit_area(source, target), describe_change(source, target))
-    return dict(zip(SECTIONS, (instruction, ", ".join(layout), ", ".join(looks), *changes), strict=True))
+    return dict(zip(SECTIONS, (instruction, ", ".join(layout), ", ".join(things), *changes), strict=True))
 
 
 def edit_area(source: Scene, target: Scene) -> str:
-    """The places that change, and the background if that does."""
-    places = [PLACES[slot] for slot in changed_slots(source, target)]
-    return ", ".join(places + ["background"] * (source.background != target.background))
+    """What the edit touches, as it is before: things, then empty places, then the background if that changes."""
+    slots = sorted(changed_slots(source, target), key=lambda slot: (source.at(slot) is None, slot))
+    ground = [f"{source.background} background"] * (source.background != target.background)
+    return ", ".join([*(say(slot, source.at(slot)) for slot in slots), *ground])
 
 
 def true_blueprint(sample: Sample) -> str:
