@@ -4,9 +4,12 @@
 
 The language model begins as the mini's (train.dim_tower.build). Every sample is a dialogue about one picture: what is
 where, which thing a phrase means, what a wish would change, and the blueprint of a wish in its five sections
-(mindedit_core.blueprint). Beside the answers, a reader that is thrown away afterwards asks the states of the user's
-turn what a blueprint, or a caption without a picture, says of every place (train.turn_reader). It never sees a vague
-wish: what the states hold of such a one is what reading it gave. From here on the MLLM stays frozen, as in the paper.
+(mindedit_core.blueprint). A published Qwen2.5-VL copies what it has read without being taught, ours has hours: two
+heads are shown which word of the wish a first section says next, and where a blueprint turns from what there is to what
+is to change, a reader asks for the whole change at once. Another reader asks the states of the user's turn what a
+blueprint, or a caption without a picture, says of every place (train.turn_reader; both are thrown away afterwards). It
+never sees a vague wish: what the states hold of such a one is what reading it gave. From here on the MLLM stays frozen,
+as in the paper.
 """
 
 from __future__ import annotations
@@ -45,12 +48,13 @@ from train.dim_talk import (
 from train.dim_tower import build, word_loss
 from train.loop import Losses, Scores, fit, on_device
 from train.stages import provenance, run_folder, save_beside, seeded, steps_before, warm
-from train.turn_reader import TurnReader, turn_accuracy, turn_loss
+from train.turn_reader import ChangeReader, TurnReader, turn_accuracy, turn_loss
 from train.words import qwen_tokenizer
 
 PRESETS = {"mini": Talk(steps=1300, learning_rate=6e-4, batch_size=16, ema=0.995, decay=0.5, weights=DIM_FOLDER)}
-WORD_WEIGHT, LOOK_WEIGHT, TURN_WEIGHT = 0.1, 0.2, 0.3
-LOOKS, HEADS = 1, 2  # this layer's first heads learn to look at what a word means
+WORD_WEIGHT, LOOK_WEIGHT, TURN_WEIGHT, CHANGE_WEIGHT = 0.1, 0.2, 0.3, 0.3
+LOOKS, COPIES, HEADS = 1, 2, 2  # these layers' first heads learn to look at what a word means, or at what is copied
+KNOWS = 4  # of the layers: after so many the change is known, so that later ones can tell it
 
 
 # The model -----------------------------------------------------------------------------------------------------------
@@ -65,29 +69,55 @@ class Look(NamedTuple):
     states: Tensor
 
 
+class Read(NamedTuple):
+    """A group of texts, read. states: last ones, float[N, L, D];  knows: those after KNOWS layers
+
+    looks: how much each token looks at the picture's, float[N, L, 9];  copies: at the text's own, float[N, L, L]
+    """
+
+    states: Tensor
+    knows: Tensor
+    looks: Tensor
+    copies: Tensor
+
+
 class Student(nn.Module):
-    """The MLLM, and the reader that asks the states of a user's turn."""
+    """The MLLM, and the readers that ask the states of a user's turn, and those of a blueprint at its turning point."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         model.model.language_model.config._attn_implementation = "eager"  # the one that shows where it looks
         see_together(model.model.visual)
-        self.model, self.reader = model, TurnReader(model.config.text_config.hidden_size)
+        width = model.config.text_config.hidden_size
+        self.model, self.reader, self.change_reader = model, TurnReader(width), ChangeReader(width)
 
     def forward(self, batch: dict) -> Losses:
         features = image_features(self.model.model.visual, batch["pictures"])
         seen = look(self.model, features)
-        pairs, looks = zip(*(answers(self.model, seen, turns) for turns in batch["groups"]), strict=True)
+        reads = [read(self.model, seen, turns) for turns in batch["groups"]]
+        pairs = [answers(self.model, *pair) for pair in zip(reads, batch["groups"], strict=True)]
         logits, wanted = (torch.cat(part) for part in zip(*pairs, strict=True))
         words = self.model.get_input_embeddings().weight
         return {"answer": F.cross_entropy(logits.float(), wanted),
                 "word": WORD_WEIGHT * word_loss(features, words, batch["things"]),
-                "look": LOOK_WEIGHT * torch.stack(looks).mean(),
+                **self.guides(reads, batch["groups"]),
                 "told": TURN_WEIGHT * turn_loss(self.read_told(seen, batch["told"]), batch["told"]["labels"]),
                 "caption": TURN_WEIGHT * turn_loss(self.read_caption(batch["captions"]), batch["captions"]["labels"])}
 
+    def guides(self, reads: list[Read], groups: list[dict]) -> Losses:
+        """Where words should look, what is copied from where, and what a blueprint knows at its turning point."""
+        both = list(zip(reads, groups, strict=True))
+        known = torch.cat([each.knows[turns["changes"]["row"], turns["changes"]["token"]] for each, turns in both])
+        labels = {name: torch.cat([turns["changes"]["labels"][name] for turns in groups])
+                  for name in groups[0]["changes"]["labels"]}
+        change = turn_loss(self.change_reader(known.float()), labels) if len(known) else known.sum()
+        looks = [look_loss(each.looks, turns["meant"]) for each, turns in both]
+        copies = [look_loss(each.copies, turns["copied"]) for each, turns in both]
+        return {"look": LOOK_WEIGHT * torch.stack(looks).mean(), "copy": LOOK_WEIGHT * torch.stack(copies).mean(),
+                "change": CHANGE_WEIGHT * change}
+
     def read_told(self, seen: Look, turns: dict) -> dict[str, Tensor]:
-        states, _ = read(self.model, seen, turns)
+        states = read(self.model, seen, turns).states
         mask = F.pad(turns["mask"], (seen.states.shape[1], 0), value=True)
         return self.reader(torch.cat([seen.states[turns["owner"]], states], 1).float(), mask)
 
@@ -110,8 +140,8 @@ def look(model: nn.Module, features: Tensor) -> Look:
     return Look([(layer.keys, layer.values) for layer in cache.layers], out.last_hidden_state[:, -kept:])
 
 
-def read(model: nn.Module, seen: Look, turns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Last states float[N, L, D] of a group, and how much each token looks at the picture's tokens, float[N, L, 9]."""
+def read(model: nn.Module, seen: Look, turns: dict[str, Tensor]) -> Read:
+    """A group of texts that follow their pictures."""
     cache = DynamicCache()
     for number, (keys, values) in enumerate(seen.cache):
         cache.update(keys[turns["owner"]], values[turns["owner"]], number)
@@ -121,24 +151,24 @@ def read(model: nn.Module, seen: Look, turns: dict[str, Tensor]) -> tuple[Tensor
     places = torch.arange(first, first + length, device=turns["input_ids"].device).expand(3, count, -1)
     out = model.model.language_model(
         inputs_embeds=model.get_input_embeddings()(turns["input_ids"]), past_key_values=cache, use_cache=True,
-        position_ids=places, output_attentions=True)
+        position_ids=places, output_attentions=True, output_hidden_states=True)
     end = before - len(frame().between)
-    return out.last_hidden_state, out.attentions[LOOKS][:, :HEADS, :, end - PLACES:end].mean(1)
+    looks, copies = (out.attentions[layer][:, :HEADS].mean(1) for layer in (LOOKS, COPIES))
+    return Read(out.last_hidden_state, out.hidden_states[KNOWS], looks[..., end - PLACES:end], copies[..., before:])
 
 
 def look_loss(attention: Tensor, slots: Tensor) -> Tensor:
-    """-log of the attention that words give to what they mean. attention: float[N, L, 9];  slots: int[N, L]"""
+    """-log of the attention that tokens give to where they should look. attention: float[N, L, K];  slots: int[N, L]"""
     seen = attention.float().clamp(min=1e-6).log()
     said = (slots != UNSAID).sum().clamp(min=1)
     return F.nll_loss(seen.flatten(0, 1), slots.flatten(), ignore_index=UNSAID, reduction="sum") / said
 
 
-def answers(model: nn.Module, seen: Look, turns: dict[str, Tensor]) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Logits and labels of the answers' tokens alone, float[T, V] and int[T]; and the loss of where words look."""
-    hidden_states, looks = read(model, seen, turns)
+def answers(model: nn.Module, read: Read, turns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits and labels of the answers' tokens alone, float[T, V] and int[T]."""
     wanted = turns["labels"][:, 1:]
     learnt = wanted != IGNORED
-    return (model.lm_head(hidden_states[:, :-1][learnt]), wanted[learnt]), look_loss(looks, turns["meant"])
+    return model.lm_head(read.states[:, :-1][learnt]), wanted[learnt]
 
 
 # Scores --------------------------------------------------------------------------------------------------------------
@@ -149,9 +179,8 @@ def exact(model: nn.Module, seen: Look, batch: list[Scene], asks: Callable) -> f
     """Share of questions of this sort that are answered exactly (greedy, teacher-forced)."""
     random, right = np.random.default_rng(5), 0
     for turns in on_device(asked_of(batch, [[asks(scene, random)] for scene in batch])):
-        hidden_states, _ = read(model, seen, turns)
         wanted = turns["labels"][:, 1:]
-        said = model.lm_head(hidden_states[:, :-1]).argmax(-1)
+        said = model.lm_head(read(model, seen, turns).states[:, :-1]).argmax(-1)
         right += ((said == wanted) | (wanted == IGNORED)).all(1).sum().item()
     return right / len(batch)
 

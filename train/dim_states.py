@@ -71,7 +71,7 @@ def turn_states(model: nn.Module, turns: Sequence[Turn]) -> list[Tensor]:
     looked = look(model, image_features(model.model.visual, pictures))
     rows = [ids(turn.text) for turn in turns]
     told = {"owner": torch.arange(len(rows)), "input_ids": pad(rows, 0, "right"), "mask": filled(rows)}
-    states, _ = read(model, looked, on_device(told))
+    states = read(model, looked, on_device(told)).states
     return [torch.cat([before, found[:len(row)]]) for before, found, row in
             zip(looked.states, states, rows, strict=True)]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from mindedit_core.backbones.hf_vlm import IGNORED, pad
 from mindedit_core.backbones.llava_chat import read_chat
 from mindedit_core.backbones.qwen_mini import END, IMAGE, START
-from mindedit_core.blueprint import format_blueprint
+from mindedit_core.blueprint import INSTRUCTION, SECTIONS, format_blueprint
 from mindedit_core.scenes import Scene
 from mindedit_core.scenes.blueprint import true_sections
 from mindedit_core.scenes.edits import landmarks
@@ -51,6 +51,16 @@ UNSAID = -100
 
 # Dialogues -----------------------------------------------------------------------------------------------------------
 
+DESIGN = "design:"
+
+
+class Design(NamedTuple):
+    """A turn that asks for a blueprint. after: the scene that it leads to"""
+
+    question: str
+    answer: str
+    after: Scene
+
 
 def any_wish(scene: Scene, random: np.random.Generator) -> tuple[str, Scene]:
     """What a person might want of this picture, and the picture after it."""
@@ -61,10 +71,10 @@ def any_wish(scene: Scene, random: np.random.Generator) -> tuple[str, Scene]:
     return words, afters[-1]
 
 
-def design(scene: Scene, random: np.random.Generator) -> Turn:
+def design(scene: Scene, random: np.random.Generator) -> Design:
     """The blueprint of a wish."""
     words, after = any_wish(scene, random)
-    return f"design: {words}", format_blueprint(true_sections(words, scene, after))
+    return Design(f"{DESIGN} {words}", format_blueprint(true_sections(words, scene, after)), after)
 
 
 SORTS = {questions.at_place: 1, questions.beside: 2, questions.locate: 2, questions.refer: 4, questions.imagine: 3,
@@ -100,7 +110,7 @@ def frame() -> Frame:
     return Frame(around[:place], around[place + 1:], ids(chat.after))
 
 
-def encode(turn: Turn) -> tuple[list[int], list[int]]:
+def encode(turn: Turn | Design) -> tuple[list[int], list[int]]:
     """input_ids and labels of what follows the picture: only the answer and its end token are learnt."""
     asked, said = ids(turn[0]) + frame().after, ids(turn[1]) + ids(END)
     return asked + said, [IGNORED] * len(asked) + said
@@ -120,6 +130,24 @@ def meant_slots(input_ids: Tensor, batch: list[Scene]) -> Tensor:
     return slots
 
 
+def copied(turn: Turn | Design) -> list[int]:
+    """For each token of a turn the one of the wish that its first section says next, by its place in the turn."""
+    asked, said = ids(turn[0]), ids(turn[1])
+    begins = len(asked) + len(frame().after)
+    places = [UNSAID] * (begins + len(said) + 1)
+    if isinstance(turn, Design):
+        wish, first = len(ids(DESIGN)), begins + len(ids(f"1. {INSTRUCTION}:"))
+        for step in range(len(asked) - wish):
+            places[first + step - 1] = wish + step
+    return places
+
+
+def turning_point(turn: Design) -> int:
+    """The token that ends the heading of the fourth section: from here on a blueprint tells what is to change."""
+    before = turn.answer[:turn.answer.index(heading := f"4. {SECTIONS[3]}:") + len(heading)]
+    return len(ids(turn.question)) + len(frame().after) + len(ids(before)) - 1
+
+
 # Batches -------------------------------------------------------------------------------------------------------------
 
 
@@ -137,17 +165,23 @@ def batches(config: Talk, model_config):
 
 def asked_of(batch: list[Scene], dialogues: list[list[Turn]]) -> list[dict]:
     """The questions about all pictures, in groups of like length."""
-    turns = [(owner, *encode(turn)) for owner, said in enumerate(dialogues) for turn in said]
+    turns = [(owner, *encode(turn), turn) for owner, said in enumerate(dialogues) for turn in said]
     return [group(batch, alike) for alike in by_length(turns, GROUPS)]
 
 
-def group(batch: list[Scene], turns: list[tuple[int, list[int], list[int]]]) -> dict[str, Tensor]:
-    """owner: int[N], whose picture;  input_ids, labels, meant: int[N, L]"""
-    input_ids = pad([row for _, row, _ in turns], 0, "right")
-    owners = [owner for owner, _, _ in turns]
+def group(batch: list[Scene], turns: list[tuple[int, list[int], list[int], Turn | Design]]) -> dict[str, Tensor]:
+    """owner: int[N], whose picture;  input_ids, labels, meant, copied: int[N, L];  changes: of its blueprints"""
+    owners, rows, labels, said = zip(*turns, strict=True)
+    input_ids = pad(rows, 0, "right")
+    designs = [row for row, turn in enumerate(said) if isinstance(turn, Design)]
+    pairs = [(batch[owners[row]], said[row].after) for row in designs]
     return {"owner": torch.tensor(owners), "input_ids": input_ids,
             "meant": meant_slots(input_ids, [batch[owner] for owner in owners]),
-            "labels": pad([row for _, _, row in turns], IGNORED, "right")}
+            "copied": pad([copied(turn) for turn in said], UNSAID, "right"),
+            "labels": pad(labels, IGNORED, "right"),
+            "changes": {"row": torch.tensor(designs, dtype=torch.long),
+                        "token": torch.tensor([turning_point(said[row]) for row in designs], dtype=torch.long),
+                        "labels": change_labels(pairs)}}
 
 
 def told(batch: list[Scene], wishes: list[tuple[str, Scene]]) -> dict:

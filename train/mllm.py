@@ -105,9 +105,9 @@ def asked(batch: list[Scene], dialogues: list[list[Turn]]) -> dict:
 
 
 def by_length(turns: list[tuple], count: int) -> list[list[tuple]]:
-    """At most `count` groups of turns of like length, with about as many tokens in each: little is padded."""
+    """At most `count` groups of turns (owner, tokens, ...) of like length, with about as many tokens in each."""
     turns = sorted(turns, key=lambda turn: len(turn[1]))
-    ends = np.cumsum([len(row) for _, row, _ in turns])
+    ends = np.cumsum([len(turn[1]) for turn in turns])
     numbers = np.minimum(count * (ends - 1) // ends[-1], count - 1)
     return [[turn for turn, own in zip(turns, numbers, strict=True) if own == number] for number in np.unique(numbers)]
 

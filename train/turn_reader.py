@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from mindedit_core.scenes import BACKGROUNDS, COLOURS, KINDS, SIZES, Scene
@@ -33,6 +34,21 @@ class TurnReader(nn.Module):
         read = self.layers(queries, self.norm(hidden_states), memory_key_padding_mask=~mask)
         parts = self.parts(read[:, :9]).split(list(PARTS.values()), -1)
         return dict(zip(PARTS, parts, strict=True)) | {"background": self.background(read[:, 9])}
+
+
+class ChangeReader(nn.Module):
+    """hidden_states float[M, D] of one token each -> the same logits: all that a blueprint is to change."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.parts = nn.Linear(width, 9 * sum(PARTS.values()))
+        self.background = nn.Linear(width, len(BACKGROUNDS) + 1)
+
+    def forward(self, hidden_states: Tensor) -> dict[str, Tensor]:
+        known = self.norm(hidden_states)
+        parts = rearrange(self.parts(known), "m (s d) -> m s d", s=9).split(list(PARTS.values()), -1)
+        return dict(zip(PARTS, parts, strict=True)) | {"background": self.background(known)}
 
 
 def change_labels(pairs: list[tuple[Scene, Scene]]) -> dict[str, Tensor]:

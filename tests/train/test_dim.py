@@ -27,7 +27,7 @@ from train import dim, dim_mllm, dim_records, dim_states, dim_talk, dim_tower, d
 from train.dim_student import Student, connected, from_sana, widened
 from train.words import qwen_tokenizer
 
-TINY = {"hidden_size": 48, "intermediate_size": 64, "heads": 3, "text_layers": 2, "vision_layers": 1}
+TINY = {"hidden_size": 48, "intermediate_size": 64, "heads": 3, "text_layers": 4, "vision_layers": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -288,6 +288,23 @@ def test_what_is_learnt_of_a_dialogue_is_its_answers():
     assert qwen_tokenizer().decode(learnt).strip() == "top left<|im_end|>"
 
 
+def test_copied_tokens_are_those_of_the_wish():
+    """Whatever a token is told to look at is what comes next."""
+    from train.data import scenes
+
+    random = np.random.default_rng(0)
+    for scene in scenes(0, 0, 8):
+        turn = dim_talk.design(scene, random)
+        row, _ = dim_talk.encode(turn)
+        copied = dim_talk.copied(turn)
+        told = {place: source for place, source in enumerate(copied) if source != dim_talk.UNSAID}
+        assert len(copied) == len(row) and len(told) == len(dim_talk.ids(turn.question)) - len(dim_talk.ids("design:"))
+        assert all(row[place + 1] == row[source] for place, source in told.items())
+        point = dim_talk.turning_point(turn)
+        assert qwen_tokenizer().decode(row[:point + 1]).endswith("edit area localization:")
+    assert set(dim_talk.copied(("where is the cat", "top left"))) == {dim_talk.UNSAID}
+
+
 def test_a_step_teaches_every_part(weights):
     from mindedit_core.model_files import load_model
 
@@ -295,6 +312,6 @@ def test_a_step_teaches_every_part(weights):
     student = dim_mllm.Student(model)
     config = replace(dim_mllm.PRESETS["mini"], batch_size=3, readings=2)
     losses = student(dim_talk.batches(config, model.config)(0))
-    assert set(losses) == {"answer", "word", "look", "told", "caption"}
+    assert set(losses) == {"answer", "word", "look", "copy", "change", "told", "caption"}
     sum(losses.values()).backward()
     assert all(p.grad is not None for name, p in student.named_parameters() if "reader.layers" not in name)
