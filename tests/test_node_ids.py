@@ -114,5 +114,6 @@ def test_every_model_file_of_a_template_says_where_it_is_found(path):
         models = node["properties"].get("models", []) if node["type"] != "MarkdownNote" else []
         assert {model["name"] for model in models} == files, node["type"]
         for model in models:
-            assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(model["name"])
+            file = model["name"].rpartition("/")[2]  # before it, a folder of its own: two files have one name
+            assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(f"/{file}")
             assert model["directory"] in {"checkpoints", "diffusion_models", "ipadapter"}

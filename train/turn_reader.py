@@ -68,7 +68,7 @@ def labels(said: list[tuple[Scene, list[int], bool]]) -> dict[str, Tensor]:
                 found["colour"][row, slot] = COLOURS.index(thing.colour)
                 found["size"][row, slot] = SIZES.index(thing.size)
     grounds = [BACKGROUNDS.index(scene.background) if told else len(BACKGROUNDS) for scene, _, told in said]
-    return {**found, "background": torch.tensor(grounds)}
+    return {**found, "background": torch.tensor(grounds, dtype=torch.long)}
 
 
 def turn_loss(logits: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
