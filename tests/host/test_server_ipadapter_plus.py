@@ -18,7 +18,9 @@ SETTINGS = {"seed": 3, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "schedul
 
 
 @pytest.fixture(scope="module")
-def both_packs(ipadapter_plus, comfyui_path, comfyui_python, root, mini_folder, tmp_path_factory, client):
+def both_packs(
+    ipadapter_plus, comfyui_path, comfyui_python, root, mini_folder, dim_folder, tmp_path_factory, client
+):
     """A server of its own, with IPAdapter_plus copied beside our pack."""
     base = tmp_path_factory.mktemp("comfyui_with_both")
     folder = base / "custom_nodes" / "ComfyUI_IPAdapter_plus"
@@ -28,7 +30,8 @@ def both_packs(ipadapter_plus, comfyui_path, comfyui_python, root, mini_folder, 
     command = [comfyui_python, str(script), str(comfyui_path), str(base / "models"), str(width)]
     done = subprocess.run(command, cwd=base, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    with client.ComfyServer(comfyui_path, comfyui_python, root, mini_folder, base) as running:
+    weights = {"mini": mini_folder, "dim": dim_folder}
+    with client.ComfyServer(comfyui_path, comfyui_python, root, weights, base) as running:
         failed = [line for line in running.log().splitlines() if "IMPORT FAILED" in line]
         assert not [line for line in failed if "custom_nodes" in line]
         yield running
