@@ -4,9 +4,10 @@
 
 The language model begins as the mini's (train.dim_tower.build). Every sample is a dialogue about one picture: what is
 where, which thing a phrase means, what a wish would change, and the blueprint of a wish in its five sections
-(mindedit_core.blueprint). A published Qwen2.5-VL copies what it has read without being taught, ours has hours: two
-heads are shown which word of the wish a first section says next, and where a blueprint turns from what there is to what
-is to change, a reader asks for the whole change at once. Another reader asks the states of the user's turn what a
+(mindedit_core.blueprint). A published Qwen2.5-VL copies and recalls without being taught, ours has hours: heads are
+shown which word of the wish a first section says next; a reader asks the last token before a blueprint for the whole
+change, and heads of the sections that tell it are shown that token. It is behind the user's turn, whose states alone a
+painter reads. Another reader asks the states of the user's turn what a
 blueprint, or a caption without a picture, says of every place (train.turn_reader; both are thrown away afterwards). It
 never sees a vague wish: what the states hold of such a one is what reading it gave. From here on the MLLM stays frozen,
 as in the paper.
@@ -53,8 +54,8 @@ from train.words import qwen_tokenizer
 
 PRESETS = {"mini": Talk(steps=1300, learning_rate=6e-4, batch_size=16, ema=0.995, decay=0.5, weights=DIM_FOLDER)}
 WORD_WEIGHT, LOOK_WEIGHT, TURN_WEIGHT, CHANGE_WEIGHT = 0.1, 0.2, 0.3, 0.3
-LOOKS, COPIES, HEADS = 1, 2, 2  # these layers' first heads learn to look at what a word means, or at what is copied
-KNOWS = 4  # of the layers: after so many the change is known, so that later ones can tell it
+LOOKS, COPIES, RECALLS, HEADS = 1, 2, 4, 2  # these layers' first heads learn to look at what a word means, ...
+KNOWS = 4  # of the layers: after so many the change is known, so that later ones can recall it
 
 
 # The model -----------------------------------------------------------------------------------------------------------
@@ -72,17 +73,19 @@ class Look(NamedTuple):
 class Read(NamedTuple):
     """A group of texts, read. states: last ones, float[N, L, D];  knows: those after KNOWS layers
 
-    looks: how much each token looks at the picture's, float[N, L, 9];  copies: at the text's own, float[N, L, L]
+    looks: how much each token looks at the picture's, float[N, L, 9]
+    copies, recalls: at the text's own, float[N, L, L], each of other heads
     """
 
     states: Tensor
     knows: Tensor
     looks: Tensor
     copies: Tensor
+    recalls: Tensor
 
 
 class Student(nn.Module):
-    """The MLLM, and the readers that ask the states of a user's turn, and those of a blueprint at its turning point."""
+    """The MLLM, and the readers that ask the states of a user's turn, and what is known before a blueprint."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -105,7 +108,7 @@ class Student(nn.Module):
                 "caption": TURN_WEIGHT * turn_loss(self.read_caption(batch["captions"]), batch["captions"]["labels"])}
 
     def guides(self, reads: list[Read], groups: list[dict]) -> Losses:
-        """Where words should look, what is copied from where, and what a blueprint knows at its turning point."""
+        """Where words should look, what is copied and recalled from where, and what is known before a blueprint."""
         both = list(zip(reads, groups, strict=True))
         known = torch.cat([each.knows[turns["changes"]["row"], turns["changes"]["token"]] for each, turns in both])
         labels = {name: torch.cat([turns["changes"]["labels"][name] for turns in groups])
@@ -113,8 +116,10 @@ class Student(nn.Module):
         change = turn_loss(self.change_reader(known.float()), labels) if len(known) else known.sum()
         looks = [look_loss(each.looks, turns["meant"]) for each, turns in both]
         copies = [look_loss(each.copies, turns["copied"]) for each, turns in both]
-        return {"look": LOOK_WEIGHT * torch.stack(looks).mean(), "copy": LOOK_WEIGHT * torch.stack(copies).mean(),
-                "change": CHANGE_WEIGHT * change}
+        recalls = [look_loss(each.recalls, turns["recalled"]) for each, turns in both]
+        shown = {"look": looks, "copy": copies, "recall": recalls}
+        return {name: LOOK_WEIGHT * torch.stack(losses).mean() for name, losses in shown.items()} | {
+            "change": CHANGE_WEIGHT * change}
 
     def read_told(self, seen: Look, turns: dict) -> dict[str, Tensor]:
         states = read(self.model, seen, turns).states
@@ -153,8 +158,9 @@ def read(model: nn.Module, seen: Look, turns: dict[str, Tensor]) -> Read:
         inputs_embeds=model.get_input_embeddings()(turns["input_ids"]), past_key_values=cache, use_cache=True,
         position_ids=places, output_attentions=True, output_hidden_states=True)
     end = before - len(frame().between)
-    looks, copies = (out.attentions[layer][:, :HEADS].mean(1) for layer in (LOOKS, COPIES))
-    return Read(out.last_hidden_state, out.hidden_states[KNOWS], looks[..., end - PLACES:end], copies[..., before:])
+    looks, *own = (out.attentions[layer][:, :HEADS].mean(1) for layer in (LOOKS, COPIES, RECALLS))
+    own = (attention[..., before:] for attention in own)
+    return Read(out.last_hidden_state, out.hidden_states[KNOWS], looks[..., end - PLACES:end], *own)
 
 
 def look_loss(attention: Tensor, slots: Tensor) -> Tensor:

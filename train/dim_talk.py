@@ -133,19 +133,28 @@ def meant_slots(input_ids: Tensor, batch: list[Scene]) -> Tensor:
 def copied(turn: Turn | Design) -> list[int]:
     """For each token of a turn the one of the wish that its first section says next, by its place in the turn."""
     asked, said = ids(turn[0]), ids(turn[1])
-    begins = len(asked) + len(frame().after)
-    places = [UNSAID] * (begins + len(said) + 1)
+    places = [UNSAID] * (begins(turn) + len(said) + 2)
     if isinstance(turn, Design):
-        wish, first = len(ids(DESIGN)), begins + len(ids(f"1. {INSTRUCTION}:"))
+        wish, heading = len(ids(DESIGN)), begins(turn) + len(ids(f"1. {INSTRUCTION}:"))
         for step in range(len(asked) - wish):
-            places[first + step - 1] = wish + step
+            places[heading + step] = wish + step
     return places
 
 
-def turning_point(turn: Design) -> int:
-    """The token that ends the heading of the fourth section: from here on a blueprint tells what is to change."""
-    before = turn.answer[:turn.answer.index(heading := f"4. {SECTIONS[3]}:") + len(heading)]
-    return len(ids(turn.question)) + len(frame().after) + len(ids(before)) - 1
+def begins(turn: Turn | Design) -> int:
+    """The last token before an answer: it belongs to the user's turn no more, so a painter never reads its states."""
+    return len(ids(turn[0])) + len(frame().after) - 1
+
+
+def recalled(turn: Turn | Design) -> list[int]:
+    """For each token of a turn UNSAID, but from the heading of a blueprint's fourth section on the one of `begins`."""
+    first = begins(turn)
+    places = [UNSAID] * (first + len(ids(turn[1])) + 2)
+    if isinstance(turn, Design):
+        before = turn.answer[:turn.answer.index(heading := f"4. {SECTIONS[3]}:") + len(heading)]
+        told = first + len(ids(before))
+        places[told:-1] = [first] * (len(places) - 1 - told)
+    return places
 
 
 # Batches -------------------------------------------------------------------------------------------------------------
@@ -170,7 +179,10 @@ def asked_of(batch: list[Scene], dialogues: list[list[Turn]]) -> list[dict]:
 
 
 def group(batch: list[Scene], turns: list[tuple[int, list[int], list[int], Turn | Design]]) -> dict[str, Tensor]:
-    """owner: int[N], whose picture;  input_ids, labels, meant, copied: int[N, L];  changes: of its blueprints"""
+    """owner: int[N], whose picture;  input_ids, labels, meant, copied, recalled: int[N, L]
+
+    changes: of its blueprints, what is to be known at which token
+    """
     owners, rows, labels, said = zip(*turns, strict=True)
     input_ids = pad(rows, 0, "right")
     designs = [row for row, turn in enumerate(said) if isinstance(turn, Design)]
@@ -178,9 +190,10 @@ def group(batch: list[Scene], turns: list[tuple[int, list[int], list[int], Turn 
     return {"owner": torch.tensor(owners), "input_ids": input_ids,
             "meant": meant_slots(input_ids, [batch[owner] for owner in owners]),
             "copied": pad([copied(turn) for turn in said], UNSAID, "right"),
+            "recalled": pad([recalled(turn) for turn in said], UNSAID, "right"),
             "labels": pad(labels, IGNORED, "right"),
             "changes": {"row": torch.tensor(designs, dtype=torch.long),
-                        "token": torch.tensor([turning_point(said[row]) for row in designs], dtype=torch.long),
+                        "token": torch.tensor([begins(said[row]) for row in designs], dtype=torch.long),
                         "labels": change_labels(pairs)}}
 
 

@@ -27,7 +27,7 @@ from train import dim, dim_mllm, dim_records, dim_states, dim_talk, dim_tower, d
 from train.dim_student import Student, connected, from_sana, widened
 from train.words import qwen_tokenizer
 
-TINY = {"hidden_size": 48, "intermediate_size": 64, "heads": 3, "text_layers": 4, "vision_layers": 1}
+TINY = {"hidden_size": 48, "intermediate_size": 64, "heads": 3, "text_layers": 5, "vision_layers": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -300,9 +300,19 @@ def test_copied_tokens_are_those_of_the_wish():
         told = {place: source for place, source in enumerate(copied) if source != dim_talk.UNSAID}
         assert len(copied) == len(row) and len(told) == len(dim_talk.ids(turn.question)) - len(dim_talk.ids("design:"))
         assert all(row[place + 1] == row[source] for place, source in told.items())
-        point = dim_talk.turning_point(turn)
-        assert qwen_tokenizer().decode(row[:point + 1]).endswith("edit area localization:")
     assert set(dim_talk.copied(("where is the cat", "top left"))) == {dim_talk.UNSAID}
+
+
+def test_what_changes_is_recalled_from_the_last_token_before_a_blueprint():
+    from train.data import scenes
+
+    turn = dim_talk.design(scenes(0, 0, 1)[0], np.random.default_rng(0))
+    (row, labels), recalled, said = dim_talk.encode(turn), dim_talk.recalled(turn), qwen_tokenizer().decode
+    first = next(place for place, label in enumerate(labels) if label != dim_talk.IGNORED) - 1
+    telling = [place for place, source in enumerate(recalled) if source != dim_talk.UNSAID]
+    assert len(recalled) == len(row) and {recalled[place] for place in telling} == {first} == {dim_talk.begins(turn)}
+    assert said(row[:telling[0] + 1]).endswith("edit area localization:") and telling[-1] == len(row) - 2
+    assert said(row[first + 1:]).strip().startswith("1. edit instruction")
 
 
 def test_a_step_teaches_every_part(weights):
@@ -312,6 +322,6 @@ def test_a_step_teaches_every_part(weights):
     student = dim_mllm.Student(model)
     config = replace(dim_mllm.PRESETS["mini"], batch_size=3, readings=2)
     losses = student(dim_talk.batches(config, model.config)(0))
-    assert set(losses) == {"answer", "word", "look", "copy", "change", "told", "caption"}
+    assert set(losses) == {"answer", "word", "look", "copy", "recall", "change", "told", "caption"}
     sum(losses.values()).backward()
     assert all(p.grad is not None for name, p in student.named_parameters() if "reader.layers" not in name)
