@@ -1,16 +1,15 @@
 """Second stage of dim-mini's MLLM: tower and language model learn to talk about pictures and to write blueprints.
 
-    python -m train.dim_mllm                         # 60 minutes on one core of a small CPU for 1,200 steps
+    python -m train.dim_mllm                         # an hour on one core of a small CPU for 950 steps
 
 The language model begins as the mini's (train.dim_tower.build). Every sample is a dialogue about one picture: what is
 where, which thing a phrase means, what a wish would change, and the blueprint of a wish in its five sections
 (mindedit_core.blueprint). A published Qwen2.5-VL copies and recalls without being taught, ours has hours: heads are
 shown which word of the wish a first section says next; a reader asks the last token before a blueprint for the whole
 change, and heads of the sections that tell it are shown that token. It is behind the user's turn, whose states alone a
-painter reads. Another reader asks the states of the user's turn what a
-blueprint, or a caption without a picture, says of every place (train.turn_reader; both are thrown away afterwards). It
-never sees a vague wish: what the states hold of such a one is what reading it gave. From here on the MLLM stays frozen,
-as in the paper.
+painter reads. Another reader asks the states of the user's turn what a blueprint, or a caption without a picture, says
+of every place (train.turn_reader; both are thrown away afterwards). It never sees a vague wish: what the states hold of
+such a one is what reading it gave. From here on the MLLM stays frozen, as in the paper.
 """
 
 from __future__ import annotations
@@ -54,7 +53,8 @@ from train.words import qwen_tokenizer
 
 PRESETS = {"mini": Talk(steps=1300, learning_rate=6e-4, batch_size=16, ema=0.995, decay=0.5, weights=DIM_FOLDER)}
 WORD_WEIGHT, LOOK_WEIGHT, TURN_WEIGHT, CHANGE_WEIGHT = 0.1, 0.2, 0.3, 0.3
-LOOKS, COPIES, RECALLS, HEADS = 1, 2, 4, 2  # these layers' first heads learn to look at what a word means, ...
+# these layers' first heads learn to look at what a word means, at what is copied, at what is recalled
+LOOKS, COPIES, RECALLS, HEADS = 1, 2, 4, 2
 KNOWS = 4  # of the layers: after so many the change is known, so that later ones can recall it
 
 

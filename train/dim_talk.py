@@ -133,22 +133,22 @@ def meant_slots(input_ids: Tensor, batch: list[Scene]) -> Tensor:
 def copied(turn: Turn | Design) -> list[int]:
     """For each token of a turn the one of the wish that its first section says next, by its place in the turn."""
     asked, said = ids(turn[0]), ids(turn[1])
-    places = [UNSAID] * (begins(turn) + len(said) + 2)
+    places = [UNSAID] * (before_answer(turn) + len(said) + 2)
     if isinstance(turn, Design):
-        wish, heading = len(ids(DESIGN)), begins(turn) + len(ids(f"1. {INSTRUCTION}:"))
+        wish, heading = len(ids(DESIGN)), before_answer(turn) + len(ids(f"1. {INSTRUCTION}:"))
         for step in range(len(asked) - wish):
             places[heading + step] = wish + step
     return places
 
 
-def begins(turn: Turn | Design) -> int:
+def before_answer(turn: Turn | Design) -> int:
     """The last token before an answer: it belongs to the user's turn no more, so a painter never reads its states."""
     return len(ids(turn[0])) + len(frame().after) - 1
 
 
 def recalled(turn: Turn | Design) -> list[int]:
-    """For each token of a turn UNSAID, but from the heading of a blueprint's fourth section on the one of `begins`."""
-    first = begins(turn)
+    """For each token of a turn UNSAID, but from the heading of a blueprint's fourth section on the one of `before_answer`."""
+    first = before_answer(turn)
     places = [UNSAID] * (first + len(ids(turn[1])) + 2)
     if isinstance(turn, Design):
         before = turn.answer[:turn.answer.index(heading := f"4. {SECTIONS[3]}:") + len(heading)]
@@ -193,7 +193,7 @@ def group(batch: list[Scene], turns: list[tuple[int, list[int], list[int], Turn 
             "recalled": pad([recalled(turn) for turn in said], UNSAID, "right"),
             "labels": pad(labels, IGNORED, "right"),
             "changes": {"row": torch.tensor(designs, dtype=torch.long),
-                        "token": torch.tensor([begins(said[row]) for row in designs], dtype=torch.long),
+                        "token": torch.tensor([before_answer(said[row]) for row in designs], dtype=torch.long),
                         "labels": change_labels(pairs)}}
 
 
