@@ -147,7 +147,7 @@ def before_answer(turn: Turn | Design) -> int:
 
 
 def recalled(turn: Turn | Design) -> list[int]:
-    """For each token of a turn UNSAID, but from the heading of a blueprint's fourth section on the one of `before_answer`."""
+    """For each token from the heading of a blueprint's fourth section on the one of `before_answer`, else UNSAID."""
     first = before_answer(turn)
     places = [UNSAID] * (first + len(ids(turn[1])) + 2)
     if isinstance(turn, Design):

@@ -310,7 +310,8 @@ def test_what_changes_is_recalled_from_the_last_token_before_a_blueprint():
     (row, labels), recalled, said = dim_talk.encode(turn), dim_talk.recalled(turn), qwen_tokenizer().decode
     first = next(place for place, label in enumerate(labels) if label != dim_talk.IGNORED) - 1
     telling = [place for place, source in enumerate(recalled) if source != dim_talk.UNSAID]
-    assert len(recalled) == len(row) and {recalled[place] for place in telling} == {first} == {dim_talk.before_answer(turn)}
+    assert len(recalled) == len(row) and {recalled[place] for place in telling} == {first}
+    assert first == dim_talk.before_answer(turn)
     assert said(row[:telling[0] + 1]).endswith("edit area localization:") and telling[-1] == len(row) - 2
     assert said(row[first + 1:]).strip().startswith("1. edit instruction")
 
