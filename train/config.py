@@ -37,6 +37,7 @@ class Training:
     warm_up: int = 100  # steps
     decay: float = 0.3  # share of the steps, at the end
     weight_decay: float = 0.01
+    matrices: Literal["adamw", "muon"] = "adamw"  # the optimiser of linear layers; all else has AdamW
     clip_norm: float = 1.0  # of the gradients
     ema: float = 0.999  # of the weights that are saved; 0: the last ones
     precision: Literal["bf16", "fp16", "no"] = "bf16"  # autocast of accelerate; no: fp32

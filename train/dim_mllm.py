@@ -55,6 +55,7 @@ PRESETS = {"mini": Talk(steps=1300, learning_rate=6e-4, batch_size=16, ema=0.995
 WORD_WEIGHT, LOOK_WEIGHT, TURN_WEIGHT, CHANGE_WEIGHT = 0.1, 0.2, 0.3, 0.3
 # these layers' first heads learn to look at what a word means, at what is copied, at what is recalled
 LOOKS, COPIES, RECALLS, HEADS = 1, 2, 4, 2
+READERS = "dim_readers.pt"  # in the folder `runs`
 KNOWS = 4  # of the layers: after so many the change is known, so that later ones can recall it
 
 
@@ -120,6 +121,16 @@ class Student(nn.Module):
         shown = {"look": looks, "copy": copies, "recall": recalls}
         return {name: LOOK_WEIGHT * torch.stack(losses).mean() for name, losses in shown.items()} | {
             "change": CHANGE_WEIGHT * change}
+
+    def keep_readers(self, file: Path) -> None:
+        """Write the readers, which no shipped file holds, for a stage that goes on."""
+        torch.save({"reader": self.reader.state_dict(), "change_reader": self.change_reader.state_dict()}, file)
+
+    def know_readers(self, file: Path) -> None:
+        """Begin with the readers of the stage before, if they are still there: new ones would unteach the model."""
+        if file.exists():
+            for name, weights in torch.load(file, weights_only=True).items():
+                getattr(self, name).load_state_dict(weights)
 
     def read_told(self, seen: Look, turns: dict) -> dict[str, Tensor]:
         states = read(self.model, seen, turns).states
@@ -217,6 +228,8 @@ def main() -> None:
     file = config.weights / "mllm.safetensors"
     seeded(config)
     student = Student(warm(config, file) or begin(config.runs / "dim_tower" / "visual.pt"))
+    if config.warm:
+        student.know_readers(config.runs / READERS)
     before = steps_before(config, file)
     run = fit("train.dim_mllm", config.runs / f"dim_{run_folder(config, file).name}", student, config,
               batches(config, student.model.config), lambda: validate(student))
@@ -224,6 +237,7 @@ def main() -> None:
         save_model(file, "mllm", student.model,
                    provenance(config, "train.dim_tower, train.dim_mllm", before + run.step, run.scores))
         save_tokenizer(qwen_tokenizer(), config.weights / "tokenizer.json")
+        student.keep_readers(config.runs / READERS)
         save_beside(config, "train.dim_mllm", file)
 
 

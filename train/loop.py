@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from train import checkpoints
 from train.config import CONFIG, Training, plain, require_same, save_config
+from train.optimizers import optimizers
 
 Losses = dict[str, Tensor]  # every entry is summed into the loss and logged by its name; "_name" is only logged
 Scores = dict[str, Any]  # numbers, and pictures float[H, W, 3] in 0..1
@@ -70,9 +71,7 @@ class Run:
             save_config(config, recipe, folder / CONFIG)
         checkpoints.leave_out_frozen(accelerator, student)
         student.to(accelerator.device)
-        optimizer = torch.optim.AdamW(checkpoints.trained(student).values(), config.learning_rate, betas=(0.9, 0.98),
-                                      weight_decay=config.weight_decay)
-        self.model, self.optimizer = accelerator.prepare(student, optimizer)
+        self.model, *self.optimizers = accelerator.prepare(student, *optimizers(student, config))
         self.average = EMAModel(self.parameters, decay=config.ema)
         self.average.to(accelerator.device)
         self.scores: Scores | None = None  # of the last validation
@@ -158,8 +157,9 @@ def time_to_save(run: Run, saved: float) -> bool:
 
 def train_step(run: Run, batches: list[dict]) -> Losses:
     """One optimiser step over its micro-batches; returns their mean losses."""
-    for group in run.optimizer.param_groups:
-        group["lr"] = run.config.learning_rate * run.config.rate(run.step)
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = run.config.learning_rate * run.config.rate(run.step)
     run.student.train()
     found = [micro_step(run, batch) for batch in batches]
     run.average.step(run.parameters)
@@ -178,8 +178,9 @@ def micro_step(run: Run, batch: dict) -> Losses:
         accelerator.backward(loss)
         if accelerator.sync_gradients:
             accelerator.clip_grad_norm_(run.parameters, run.config.clip_norm)
-        run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
+        for optimizer in run.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
     return {name: value.detach() for name, value in named.items()}
 
 

@@ -59,6 +59,16 @@ def test_what_the_world_and_the_mini_write_comes_back():
         assert parse_blueprint(text, sample(number).instruction).text == text
 
 
+def test_the_edit_area_names_what_is_touched_and_where():
+    from mindedit_core.scenes import Scene, Thing
+    from mindedit_core.scenes.blueprint import edit_area
+
+    before = Scene("snow", (Thing(1, "cat", "red", "small"),))
+    moved = Scene("snow", (Thing(0, "cat", "red", "small"),))
+    assert edit_area(before, moved) == "cat at top middle, nothing at top left"
+    assert edit_area(before, Scene("beach", before.things)) == "snow background"
+
+
 # Dresses -------------------------------------------------------------------------------------------------------------
 
 HEADINGS = {

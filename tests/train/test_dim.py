@@ -129,6 +129,19 @@ def test_a_widened_painter_keeps_what_it_knew(zero_init):
 # States --------------------------------------------------------------------------------------------------------------
 
 
+def test_the_readers_of_a_stage_serve_the_next(weights, tmp_path):
+    from mindedit_core.model_files import load_model
+
+    first, second, third = (dim_mllm.Student(load_model(weights / "mllm.safetensors")) for _ in range(3))
+    first.keep_readers(tmp_path / "readers.pt")
+    second.know_readers(tmp_path / "readers.pt")
+    third.know_readers(tmp_path / "no such file")
+    for name in ("reader", "change_reader"):
+        kept, known, new = (getattr(student, name).state_dict() for student in (first, second, third))
+        assert all(torch.equal(kept[key], known[key]) for key in kept)
+        assert any(not torch.equal(kept[key], new[key]) for key in kept)
+
+
 def test_cached_states_are_those_of_the_backbone(weights, tmp_path):
     items = [sample(number) for number in range(3)]
     mllm = Qwen25VL.from_folder(weights)

@@ -11,7 +11,9 @@ from torch import nn
 from train import checkpoints, loop
 from train.config import Training
 from train.loop import Run, fit
+from train.optimizers import linear, optimizers
 
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch is older than Muon")
 PLAN = Training(steps=60, learning_rate=1e-2, batch_size=4, warm_up=5, save_every=0.0, precision="no", trackers=())
 
 
@@ -59,13 +61,48 @@ def lines_of(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_resumed_equals_uninterrupted(tmp_path):
-    whole = train(tmp_path / "whole")
+@pytest.mark.parametrize("matrices", ["adamw", pytest.param("muon", marks=needs_muon)])
+def test_resumed_equals_uninterrupted(matrices, tmp_path):
+    config = replace(PLAN, matrices=matrices)
+    whole = train(tmp_path / "whole", config)
     for stop in (13, 41):
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "cut", stop_at=stop)
-    assert same(whole, train(tmp_path / "cut"))
+            train(tmp_path / "cut", config, stop_at=stop)
+    assert same(whole, train(tmp_path / "cut", config))
     assert not same(whole, Student())
+
+
+class Words(nn.Module):
+    """An embedding whose words are also the last layer, a linear layer, a frozen one and a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.norm = nn.Embedding(9, 4), nn.LayerNorm(4)
+        self.inner, self.frozen = nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)
+        self.head = nn.Linear(4, 9, bias=False)
+        self.head.weight = self.words.weight
+
+
+def test_muon_moves_the_matrices_that_are_no_words():
+    model = Words()
+    assert list(linear(model, checkpoints.trained(model))) == ["inner.weight"]
+
+
+@needs_muon
+def test_the_optimisers_share_what_is_trained():
+    model = Words()
+    rest, matrices = optimizers(model, replace(PLAN, matrices="muon"))
+    moved = [group["params"] for optimizer in (rest, matrices) for group in optimizer.param_groups]
+    assert moved[1] == [model.inner.weight]
+    assert {id(x) for x in moved[0] + moved[1]} == {id(x) for x in checkpoints.trained(model).values()}
+    (alone,) = optimizers(model, PLAN)
+    assert len(alone.param_groups[0]["params"]) == len(checkpoints.trained(model))
+
+
+def test_a_torch_without_muon_says_so(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ImportError, match="matrices=muon needs torch 2.9 or newer"):
+        optimizers(Words(), replace(PLAN, matrices="muon"))
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
