@@ -16,6 +16,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from mindedit_core.blueprint import IMAGINATION
+from mindedit_core.blueprint_parser import parse_blueprint
+
 HERE = Path(__file__).resolve().parent
 WORKFLOWS = HERE.parents[1] / "workflows"
 SIDE, EDGE, TOP, PICTURE = 768, 32, 72, 336
@@ -52,7 +55,13 @@ def edit(client, graph) -> tuple[Image.Image, Image.Image, str, str]:
     text = graph.add("PreviewAny", source=graph.link("MindEditInstructionOptimizer"))
     run = client.run_well(graph.prompt)
     before, after = (Image.fromarray(client.pictures(run, node)[0]) for node in (source, graph.id("SaveImage")))
-    return before, after, client.text(run, wish), client.text(run, text)
+    return before, after, client.text(run, wish), result(client.text(run, text))
+
+
+def result(text: str) -> str:
+    """Of a blueprint its last section alone, what the picture is to show; any other text as it is."""
+    parsed = parse_blueprint(text, "")
+    return parsed.sections[IMAGINATION] if parsed.found else text
 
 
 def before_and_after(before: Image.Image, after: Image.Image, wish: str, text: str) -> Image.Image:
