@@ -22,9 +22,10 @@ OK, MISSING, OPTIONAL = "ok", "MISSING", "--"
 ROOT = Path(__file__).resolve().parents[1]
 HOST_PACKAGES = ("torch", "numpy", "pillow", "tqdm")
 FLOORS = {"diffusers": "0.35", "einops": "0.6", "safetensors": "0.4.2", "transformers": "4.57"}  # requirements.txt
+QWEN = "qwen2_5_vl"
 MLLMS = {  # `model_type` in config.json -> its name, and what is fetched
     "llava_onevision": ("LLaVA-OneVision", "a folder of llava-hf/*-ov-hf"),
-    "qwen2_5_vl": ("Qwen2.5-VL", "a folder of Qwen/Qwen2.5-VL-*-Instruct"),
+    QWEN: ("Qwen2.5-VL", "a folder of Qwen/Qwen2.5-VL-*-Instruct"),
 }
 PAINTERS = ("dim_published", "dim", "sana")
 
@@ -103,7 +104,7 @@ def comfyui(place: Path | None) -> Iterator[Line]:
     yield _installed(place)
     models = place / "models"
     for model_type, (name, wanted) in MLLMS.items():
-        yield from _listed(name, models / "LLM", _mllms(models / "LLM", model_type), wanted)
+        yield from _listed(name, models / "LLM", _mllms(models, model_type), wanted)
     adapters = [
         f"{name}: {_said_head(models / 'mindedit' / name)}" for name in _files(models / "mindedit", "mind_edit")
     ]
@@ -138,9 +139,11 @@ def _listed(what: str, folder: Path, found: list[str], wanted: str) -> Iterator[
         yield Line(OPTIONAL, what, f"none; {wanted} goes into {folder}")
 
 
-def _mllms(folder: Path, model_type: str) -> list[str]:
+def _mllms(models: Path, model_type: str) -> list[str]:
+    folder = models / "LLM"
     found = (path for path, said in _configs(folder) if said.get("model_type") == model_type)
-    return [f"{path.relative_to(folder)}{_complaint(path)}" for path in found]
+    copies = _files(models / "diffusion_models", PAINTERS[0]) if model_type == QWEN else []
+    return [f"{path.relative_to(folder)}{_weights(path, copies)}" for path in found]
 
 
 def _autoencoders(folder: Path) -> list[str]:
@@ -156,7 +159,10 @@ def _configs(folder: Path) -> Iterator[tuple[Path, dict]]:
                 yield config.parent, said
 
 
-def _complaint(folder: Path) -> str:
+def _weights(folder: Path, copies: Sequence[str]) -> str:
+    """What is to be said of a folder's weights; one without any is read from a published painter's copy."""
+    if copies and not any(folder.glob("*.safetensors")):
+        return f" (no weights of its own: those inside diffusion_models/{copies[0]} are read)"
     try:
         weight_files(folder)
     except ValueError as error:

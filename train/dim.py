@@ -69,7 +69,7 @@ class Dim(Training):
         return {} if self.side is None else {"side": self.side}
 
 
-MINI = Dim(steps=2500, learning_rate=8e-4, batch_size=64, warm_up=200, ema=0.998, weights=DIM_FOLDER)
+MINI = Dim(steps=2500, learning_rate=8e-4, batch_size=64, matrices="muon", warm_up=200, ema=0.998, weights=DIM_FOLDER)
 FULL = Dim(learning_rate=2e-5, batch_size=4, accumulate=8, warm_up=2000, decay=0.0001, ema=0.9999,
            weight_decay=0.0, workers=4, checkpoint_activations=True, weights=Path("runs/dim"), resolution=1024,
            factor=32, mllm=Path("models/LLM/Qwen2.5-VL-3B-Instruct"),

@@ -1,6 +1,7 @@
 """Second stage of dim-mini's MLLM: tower and language model learn to talk about pictures and to write blueprints.
 
-    python -m train.dim_mllm                         # an hour on one core of a small CPU for 950 steps
+    python -m train.dim_mllm                         # an hour on one core of a small CPU for 1,000 steps
+    python -m train.dim_mllm --set warm=true --set seed=1      # and on from the file that it gave
 
 The language model begins as the mini's (train.dim_tower.build). Every sample is a dialogue about one picture: what is
 where, which thing a phrase means, what a wish would change, and the blueprint of a wish in its five sections
@@ -51,7 +52,8 @@ from train.stages import provenance, run_folder, save_beside, seeded, steps_befo
 from train.turn_reader import ChangeReader, TurnReader, turn_accuracy, turn_loss
 from train.words import qwen_tokenizer
 
-PRESETS = {"mini": Talk(steps=1300, learning_rate=6e-4, batch_size=16, ema=0.995, decay=0.5, weights=DIM_FOLDER)}
+PRESETS = {"mini": Talk(steps=2000, learning_rate=5e-4, batch_size=16, ema=0.995, decay=1.0, matrices="muon",
+                        weights=DIM_FOLDER)}
 WORD_WEIGHT, LOOK_WEIGHT, TURN_WEIGHT, CHANGE_WEIGHT = 0.1, 0.2, 0.3, 0.3
 # these layers' first heads learn to look at what a word means, at what is copied, at what is recalled
 LOOKS, COPIES, RECALLS, HEADS = 1, 2, 4, 2

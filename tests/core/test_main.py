@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from mindedit_core.__main__ import main
 from mindedit_core.checkpoint import load_tensors, read_metadata
@@ -240,6 +241,10 @@ def test_doctor_finds_the_parts_of_draw_in_mind(tmp_path):
     assert found["Qwen2.5-VL"].startswith("LLM/Qwen2.5-VL-3B-Instruct (unusable: ")  # it has no weights
     assert found["Draw-In-Mind or SANA"] == "diffusion_models/dim.safetensors: dim"
     assert found["DC-AE"] == "diffusers/sana/vae"
+    published = {key: torch.zeros(1) for key in ("projector.0.weight", "decoder.model.x_embedder.proj.weight")}
+    save_file(published, tmp_path / "models/diffusion_models/edit.safetensors")
+    found = {line.what: line.detail for line in comfyui(tmp_path)}
+    assert found["Qwen2.5-VL"].endswith("those inside diffusion_models/edit.safetensors are read)")
 
 
 def test_doctor_names_a_package_that_is_too_old(monkeypatch):
