@@ -168,18 +168,20 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def doctor(_: argparse.Namespace) -> int:
-    """`mindedit doctor`: 0 if the mini can run here, else 1."""
+    """`mindedit doctor`: 0 if both minis can run here, else 1."""
     from . import inventory
+    from .model_files import DIM_FILES, DIM_FOLDER
 
     sections = {
         "packages": list(inventory.packages()),
         "the built-in mini": list(inventory.mini()),
+        "the built-in dim-mini": list(inventory.mini(DIM_FOLDER, DIM_FILES)),
         "ComfyUI and models of full size": list(inventory.comfyui(inventory.find_comfyui())),
     }
     for title, lines in sections.items():
         print(title, *lines, sep="\n")
     missing = [line.what for lines in sections.values() for line in lines if line.state == inventory.MISSING]
-    print(f"missing: {', '.join(missing)}" if missing else "all that the mini needs is here: try `mindedit demo`")
+    print(f"missing: {', '.join(missing)}" if missing else "all that the minis need is here: try `mindedit demo`")
     return int(bool(missing))
 
 
