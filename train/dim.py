@@ -30,7 +30,7 @@ from train.config import Training, read_config
 from train.dim_student import Student, from_sana, mini_parts, widened
 from train.examples import WORLD
 from train.loop import Run, fit
-from train.stages import provenance, save_beside, seeded
+from train.stages import provenance, save_beside, seeded, steps_before
 
 STAGES = ("t2i", "edit1", "edit2")
 FILES = {"t2i": "dim_t2i", "edit1": "dim_edit1", "edit2": "dim"}  # in the folder `weights`
@@ -113,23 +113,25 @@ def train_full(config: Dim, folder: Path) -> tuple[Run, Student]:
     return run, student
 
 
-def said_of(config: Dim, run: Run) -> dict[str, Any]:
+def said_of(config: Dim, run: Run, before: int) -> dict[str, Any]:
+    """before: steps of this stage that the file had which a warm one went on from"""
     heard = {"t2i": "captions", "edit1": "wishes", "edit2": "blueprints"}[config.stage]
     data = f"scenes v1, {heard} of {config.count} samples" if config.data == WORLD else f"{config.data}, {heard}"
-    return provenance(config, f"train.dim, stage {config.stage}", run.step, run.scores, data)
+    return provenance(config, f"train.dim, stage {config.stage}", before + run.step, run.scores, data)
 
 
 def main() -> None:
     config = read_config(PRESETS, __doc__)
     seeded(config)
     torch.set_num_threads(config.threads)
-    folder = config.runs / f"dim-{config.stage}{'-warm' if config.warm else ''}"
+    file = config.weights / f"{FILES[config.stage]}.safetensors"
+    before = steps_before(config, file)
+    folder = config.runs / f"dim-{config.stage}{f'-after-{before}' if config.warm else ''}"
     run, student = (train_mini if config.data == WORLD else train_full)(config, folder)
     if run.accelerator.is_main_process:
-        file = config.weights / f"{FILES[config.stage]}.safetensors"
         # bfloat16 as published: what a model of full size learnt may be beyond float16
         dtype = torch.float16 if config.data == WORLD else torch.bfloat16
-        save_dim(file, student.parts, dtype, **said_of(config, run))
+        save_dim(file, student.parts, dtype, **said_of(config, run, before))
         save_beside(config, "train.dim", file)
 
 

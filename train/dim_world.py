@@ -23,7 +23,7 @@ from train.loop import Scores, device
 from train.unet import grid
 
 VALIDATION = 64
-SETTINGS = PaintSettings(steps=10, guidance_scale=3.0)  # of the pictures that validation judges
+SETTINGS = PaintSettings(steps=10, guidance_scale=2.0)  # of the pictures that validation judges
 
 
 class World(NamedTuple):

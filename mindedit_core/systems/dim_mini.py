@@ -16,7 +16,7 @@ from ..painters.sana import SanaPainter
 from . import System
 from .dim_files import load_dim
 
-SETTINGS = PaintSettings(steps=10, guidance_scale=3.0)
+SETTINGS = PaintSettings(steps=10, guidance_scale=2.0)
 
 
 def load(folder: str | Path = DIM_FOLDER) -> System:

@@ -417,7 +417,7 @@ DIM_MINI = by_states(
     },
     ("scene", "image"),
     {"links": {"instruction": ("scene", "instruction")}, "widgets": {"instruction": ""}},
-    {"steps": 10, "cfg": 3.0},
+    {"steps": 10, "cfg": 2.0},
 )
 DIM = by_states(
     DIM_EDIT_NOTE,
