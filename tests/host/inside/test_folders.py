@@ -15,7 +15,7 @@ from tiny_llava import write_llava  # tests/host, which conftest.py puts on the 
 
 from mindedit_core.checkpoint import CheckpointError, save_checkpoint
 from mindedit_core.hosts import comfy_folders
-from mindedit_core.hosts.comfy_folders import MINI, NO_ADAPTER
+from mindedit_core.hosts.comfy_folders import DIM_MINI, MINI, NO_ADAPTER
 from mindedit_core.hosts.comfy_mllm_loading import from_paths
 
 
@@ -36,7 +36,7 @@ def test_registering_makes_no_folder_and_can_be_repeated(models):
     assert list(models.iterdir()) == []
     assert folder_paths.get_folder_paths("LLM") == [str(models / "LLM")]
     assert folder_paths.folder_names_and_paths["mindedit"] == ([str(models / "mindedit")], {".safetensors"})
-    assert comfy_folders.list_mllms() == [MINI]
+    assert comfy_folders.list_mllms() == [MINI, DIM_MINI]
     assert comfy_folders.list_adapters() == [NO_ADAPTER, MINI]
     assert comfy_folders.list_ip_adapters() == [MINI]
 
@@ -65,7 +65,7 @@ def test_folders_of_known_mllms_are_listed(models):
     put(llm / "Florence-2" / "config.json", json.dumps({"model_type": "florence2"}))
     put(llm / "broken" / "config.json", "{")
     put(llm / ".cache" / "config.json", json.dumps({"model_type": "llava_onevision"}))
-    assert comfy_folders.list_mllms() == [MINI, "llava-onevision-0.5b", "org/llava-onevision-7b"]
+    assert comfy_folders.list_mllms() == [MINI, DIM_MINI, "llava-onevision-0.5b", "org/llava-onevision-7b"]
     assert comfy_folders.resolve_mllm("org/llava-onevision-7b") == llm / "org" / "llava-onevision-7b"
 
 
