@@ -23,6 +23,7 @@ from .checkpoint import (
     save_checkpoint,
     variant_of,
 )
+from .hf_configs import config_from
 from .registry import lookup
 
 MODELS = {
@@ -81,7 +82,7 @@ def build_model(metadata: Mapping[str, Any], name: str) -> nn.Module:
         )
     model_class = lookup(MODELS, metadata["class"], "", "model class")
     if hasattr(model_class, "config_class"):
-        return model_class(model_class.config_class.from_dict(dict(metadata["config"])))
+        return model_class(config_from(model_class.config_class, metadata["config"]))
     return model_class.from_config(dict(metadata["config"]))
 
 

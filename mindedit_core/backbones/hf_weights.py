@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 
 from ..checkpoint import CheckpointError, load_tensors, weight_files
+from ..hf_configs import config_from, with_rope
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def load_weights(
 
     weights: another file that holds them, under keys with this prefix; the folder then needs none
     """
-    model = empty_model(family.config.from_pretrained(folder, local_files_only=True), family.model)
+    model = empty_model(with_rope(family.config.from_pretrained(folder, local_files_only=True)), family.model)
     tensors = family.own_keys(load_tensors(weights or folder, prefix), model)
     _require_all(folder, tensors, model)
     own = model.state_dict().keys()
@@ -71,7 +72,7 @@ def load_weights(
 def build_model(config: Mapping[str, Any], family: Family) -> nn.Module:
     """A model of these sizes, its weights yet to be loaded; the global random state is left alone."""
     with torch.random.fork_rng(devices=[]):
-        model = family.model(family.config.from_dict(dict(config)))
+        model = family.model(config_from(family.config, config))
     return model.eval().requires_grad_(False)
 
 

@@ -278,6 +278,22 @@ def test_keys_of_older_transformers_are_known(folder, mllm, image):
     torch.testing.assert_close(loaded.encode(image, plan).hidden, mllm.encode(image, plan).hidden)
 
 
+@pytest.mark.parametrize("by", [4, 5])
+def test_rotary_positions_are_read_under_the_names_of_either_transformers(by, folder, image):
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"]
+    sections = (text.pop("rope_parameters", None) or text.pop("rope_scaling"))["mrope_section"]
+    text.pop("rope_theta", None)
+    said = {"type": "mrope", "mrope_section": sections}
+    text |= ({"rope_scaling": said, "rope_theta": 500.0} if by == 4 else
+             {"rope_parameters": {**said, "rope_theta": 500.0, "rope_type": "default"}})
+    (folder / "config.json").write_text(json.dumps(config))
+    rotary = Qwen25VL.from_folder(folder, side=126).model.model.language_model.rotary_emb
+    width = 2 * len(rotary.inv_freq)
+    torch.testing.assert_close(rotary.inv_freq, 500.0 ** (-torch.arange(0, width, 2) / width))
+    Qwen25VL.from_folder(folder, side=126).encode(image, Plan(TEXT, TEXT))  # the sections are there
+
+
 def test_a_folder_of_another_model_is_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "llava"}))
