@@ -1,7 +1,8 @@
 """The house: imports only go down. Read from the source by AST, so that nothing has to be imported to check it.
 
 0 blueprint, checkpoint, contracts, registry, tensors
-1 attention, blueprint_parser, dim/, hf_configs, kinds, losses, metrics, pickles, pictures, prompts, regions, scenes/, streamed
+1 attention, blueprint_parser, dim/, hf_configs, kinds, losses, metrics, pickles, pictures, prompts, regions, scenes/,
+  streamed
 2 model_files, backbones/, bridges/, designers/, painters/      3 systems/, pipeline, hosts/
 4 __init__, __main__, nodes/, train/ and the root
 """
