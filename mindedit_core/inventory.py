@@ -15,6 +15,7 @@ from pathlib import Path
 from .bridges.ip_adapter_layouts import describe_file, said_embedding
 from .checkpoint import PICKLE_SUFFIXES, is_pickle, read_metadata, weight_files
 from .contracts import GLOBAL
+from .dim.published import holds_an_mllm
 from .kinds import detect
 from .model_files import MINI_FILES, MINI_FOLDER, TOKENIZER
 
@@ -142,7 +143,9 @@ def _listed(what: str, folder: Path, found: list[str], wanted: str) -> Iterator[
 def _mllms(models: Path, model_type: str) -> list[str]:
     folder = models / "LLM"
     found = (path for path, said in _configs(folder) if said.get("model_type") == model_type)
-    copies = _files(models / "diffusion_models", PAINTERS[0]) if model_type == QWEN else []
+    painters = models / "diffusion_models"
+    files = _files(painters, PAINTERS[0]) if model_type == QWEN else []
+    copies = [name for name in files if holds_an_mllm(painters / name)]
     return [f"{path.relative_to(folder)}{_weights(path, copies)}" for path in found]
 
 

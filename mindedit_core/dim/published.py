@@ -21,6 +21,14 @@ def is_published(shapes: Mapping[str, Any]) -> bool:
     return any(key.startswith(SANA) for key in shapes) and any(key.startswith(PROJECTOR) for key in shapes)
 
 
+def holds_an_mllm(path: Path) -> bool:
+    """Whether a copy of the MLLM is in this file, which may be anybody's."""
+    try:
+        return any(key.startswith(EMBEDDED_MLLM) for key in read_shapes(path))
+    except CheckpointError:  # another pack's file, or one that is still being downloaded
+        return False
+
+
 def read_published(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor], Tensor]:
     """(config, projector, SANA in diffusers' keys, null tokens); CheckpointError naming what is missing or strange."""
     shapes, tensors = sana_shapes(path), load_tensors(path, SANA)

@@ -12,7 +12,8 @@ import comfy.model_management as mm
 import folder_paths
 import torch
 
-from ..checkpoint import CheckpointError, read_shapes
+from ..checkpoint import read_shapes
+from ..dim.published import holds_an_mllm
 from ..prompts import token_counter
 from .comfy_dtype import AUTO, Precision, precision
 from .comfy_folders import (
@@ -119,14 +120,7 @@ def embedded_for(folder: Path) -> Path | None:
         return None
     names = folder_paths.get_filename_list("diffusion_models")
     paths = (Path(folder_paths.get_full_path_or_raise("diffusion_models", name)) for name in names)
-    return next((path for path in paths if path.suffix == ".safetensors" and _holds_an_mllm(path)), None)
-
-
-def _holds_an_mllm(path: Path) -> bool:
-    try:
-        return any(key.startswith("mllm.") for key in read_shapes(path))
-    except CheckpointError:  # another pack's file, or one that is still being downloaded
-        return False
+    return next((path for path in paths if path.suffix == ".safetensors" and holds_an_mllm(path)), None)
 
 
 def precision_of(folder: Path, dtype: str = AUTO) -> Precision:

@@ -2,18 +2,15 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from mindedit_core import load_system
 from mindedit_core.__main__ import main
-from mindedit_core.blueprint import IMAGINATION, format_blueprint
 from mindedit_core.checkpoint import read_metadata
-from mindedit_core.contracts import Plan
 from mindedit_core.model_files import DIM_FILES, DIM_FOLDER
-from mindedit_core.pipeline import join_conditions
-from mindedit_core.scenes import EVALUATION_SEEDS, OPERATIONS, judge_picture, judge_text, sample
-from mindedit_core.scenes.blueprint import true_sections
+from mindedit_core.scenes import EVALUATION_SEEDS, OPERATIONS, judge_picture, sample
+from train.evaluate_dim import designed, exact, judged, paint, varied
+from train.unseen import pictures
 
 WEIGHTS = [DIM_FOLDER / name for name in DIM_FILES if name.endswith(".safetensors")]
 
@@ -35,26 +32,15 @@ def test_each_file_is_under_16_mb_and_says_how_it_came_to_be(path):
     assert {"component", "class", "config", "recipe", "seed", "steps", "data", "score"} <= set(read_metadata(path))
 
 
-def images_of(items) -> torch.Tensor:
-    return torch.from_numpy(np.stack([item.source_image for item in items])).float() / 255
-
-
 def test_it_designs_what_unseen_wishes_ask_for(system, unseen):
-    plans = [system.designer.design(image[None], item.instruction) for image, item in
-             zip(images_of(unseen), unseen, strict=True)]
-    assert all(len(plan.sections) == 5 for plan in plans)
-    assert sum(judge_text(plan.sections[IMAGINATION], item).ok for plan, item in zip(plans, unseen, strict=True)) >= 10
+    plans = designed(system, unseen, pictures(unseen))
+    assert all(len(plan.sections) == 5 for plan in plans) and sum(exact(unseen, plans)) >= 10
 
 
 def test_it_paints_what_the_true_blueprints_say(system, unseen):
-    texts = [format_blueprint(true_sections(item.instruction, item.source, item.target)) for item in unseen]
-    plans = [Plan(item.instruction, text) for item, text in zip(unseen, texts, strict=True)]
-    images = images_of(unseen)
-    insights = [system.mllm.encode(image[None], plan) for image, plan in zip(images, plans, strict=True)]
-    condition = join_conditions([system.bridge(insight) for insight in insights])
-    painted = system.painter.paint(images, plans, condition, system.settings_for(None).but(seed=1))
-    right = [judge_picture(image, item.target).ok for image, item in
-             zip((painted * 255).round().to(torch.uint8).numpy(), unseen, strict=True)]
+    plans, images = varied("true_blueprint", unseen, []), pictures(unseen)
+    painted = paint(system, unseen, plans, images, seed=1)
+    right = judged(system, unseen, painted, images, "success_no_mask")["success_no_mask"]
     assert sum(right) >= 10, [item.operation for item, ok in zip(unseen, right, strict=True) if not ok]
 
 
@@ -63,6 +49,6 @@ def test_the_command_line_edits_with_it(unseen, tmp_path, capsys):
     Image.fromarray(item.source_image).save(tmp_path / "in.png")
     said = [str(tmp_path / "in.png"), item.instruction, "--system", "dim-mini", "--out", str(tmp_path / "out.png")]
     assert main(["edit", *said]) == 0
-    assert "5." in capsys.readouterr().out
+    assert "5. Edited Image Imagination: nothing at" in capsys.readouterr().out
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.size == (128, 128) and judge_picture(np.asarray(picture.convert("RGB")), item.target).ok

@@ -242,9 +242,11 @@ def test_doctor_finds_the_parts_of_draw_in_mind(tmp_path):
     assert found["Draw-In-Mind or SANA"] == "diffusion_models/dim.safetensors: dim"
     assert found["DC-AE"] == "diffusers/sana/vae"
     published = {key: torch.zeros(1) for key in ("projector.0.weight", "decoder.model.x_embedder.proj.weight")}
-    save_file(published, tmp_path / "models/diffusion_models/edit.safetensors")
-    found = {line.what: line.detail for line in comfyui(tmp_path)}
-    assert found["Qwen2.5-VL"].endswith("those inside diffusion_models/edit.safetensors are read)")
+    mllm = {"mllm.lm_head.weight": torch.zeros(1)}
+    for more, said in (({}, "(unusable: "), (mllm, "(no weights of its own: those ")):
+        save_file(published | more, tmp_path / "models/diffusion_models/edit.safetensors")
+        found = {line.what: line.detail for line in comfyui(tmp_path)}
+        assert found["Qwen2.5-VL"].startswith(f"LLM/Qwen2.5-VL-3B-Instruct {said}")
 
 
 def test_doctor_names_a_package_that_is_too_old(monkeypatch):

@@ -288,10 +288,11 @@ def test_rotary_positions_are_read_under_the_names_of_either_transformers(by, fo
     text |= ({"rope_scaling": said, "rope_theta": 500.0} if by == 4 else
              {"rope_parameters": {**said, "rope_theta": 500.0, "rope_type": "default"}})
     (folder / "config.json").write_text(json.dumps(config))
-    rotary = Qwen25VL.from_folder(folder, side=126).model.model.language_model.rotary_emb
+    loaded = Qwen25VL.from_folder(folder, side=126)
+    rotary = loaded.model.model.language_model.rotary_emb
     width = 2 * len(rotary.inv_freq)
     torch.testing.assert_close(rotary.inv_freq, 500.0 ** (-torch.arange(0, width, 2) / width))
-    Qwen25VL.from_folder(folder, side=126).encode(image, Plan(TEXT, TEXT))  # the sections are there
+    loaded.encode(image, Plan(TEXT, TEXT))  # the sections are there
 
 
 def test_a_folder_of_another_model_is_refused(folder):

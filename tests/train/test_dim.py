@@ -200,6 +200,15 @@ def test_three_stages_follow_each_other(config, tiny_world, monkeypatch, weights
     assert (first.config.in_channels, last.config.in_channels) == (16, 32)
 
 
+def test_a_stage_goes_on_as_often_as_it_is_asked_to(config, tiny_world, monkeypatch, weights):
+    file, known = weights / "dim_t2i.safetensors", []
+    for number in range(3):
+        trained(replace(config, warm=number > 0), monkeypatch)
+        assert read_metadata(file)["steps"] == 2 * (number + 1)
+        known.append(load_dim(file).transformer.proj_out.weight)
+    assert not torch.equal(known[0], known[1]) and not torch.equal(known[1], known[2])
+
+
 def test_a_run_that_is_resumed_ends_where_it_would_have(config, tiny_world, monkeypatch, tmp_path, weights):
     whole, halves = (replace(config, steps=4, runs=tmp_path / name, decay=0.0) for name in ("whole", "halves"))
     trained(whole, monkeypatch)
